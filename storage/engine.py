@@ -1,0 +1,188 @@
+"""The only ClickHouse client: chDB, ClickHouse inside this process, through clickhouse-connect.
+
+chDB runs one engine a process and one process a directory; a client handle does one statement at a time. So there is
+one handle for loads, used by the loader's thread alone, and a few for reads, handed out one to a query: that many run
+at once, and a further one waits its turn. The engine works outside the GIL.
+
+Every read goes through `read`, which names the tenant: the engine itself adds `Tenant = …` to each table of ours that a
+statement touches, so that no statement can forget it.
+"""
+
+import logging
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from storage import decode
+from storage.errors import DataError, OutOfMemory, QueryTimeout, QueryTooLarge, StoreError, StoreUnavailable
+
+MIB = 1 << 20
+READ_WAIT_S = 10
+"""How long a query waits for a free handle before its caller is asked to come again."""
+TENANT_TABLES = ("spans", "content", "traces", "origins")
+
+# Codes of ClickHouse (src/Common/ErrorCodes.cpp) that speak of the bytes of a segment: reading or converting them will
+# fail again. What is not here is taken for trouble of the store, which passes.
+_DATA_CODES = frozenset(
+    {6, 26, 27, 32, 33, 34, 36, 38, 41, 43, 53, 69, 70, 72, 117, 125, 128, 131, 190, 321, 349, 407}
+    | {434, 435, 436, 437, 444, 574, 686}
+)
+_MEMORY_CODES = frozenset({241})
+_TIME_CODES = frozenset({159, 160, 394})
+_SIZE_CODES = frozenset({158, 307, 396, 241, 191, 162, 167, 168})
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """ClickHouse in this process, with its data in `path`.
+
+    `memory_bytes_max` bounds the engine together with the rest of the process, since it measures what is resident;
+    `query_memory_bytes_max` and `query_timeout_s` bound one read, `readers` how many run at once.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        memory_bytes_max: int = 1536 * MIB,
+        query_memory_bytes_max: int = 512 * MIB,
+        query_timeout_s: float = 30,
+        readers: int = 4,
+    ) -> None:
+        self._path = path.absolute()
+        self._path.mkdir(parents=True, exist_ok=True)
+        self._read_settings = {
+            "max_memory_usage": query_memory_bytes_max,
+            "max_execution_time": query_timeout_s,
+            "max_threads": 2,
+            "max_block_size": 8192,
+            "readonly": 0,
+            "log_queries": 0,
+        }
+        # Caches and pools of chDB suit a server of its own: five gigabytes each for marks and primary keys.
+        self._server = urlencode(
+            {
+                "max_server_memory_usage": memory_bytes_max,
+                "mark_cache_size": 32 * MIB,
+                "primary_index_cache_size": 32 * MIB,
+                "index_mark_cache_size": 8 * MIB,
+                "query_condition_cache_size": 8 * MIB,
+                "mmap_cache_size": 64,
+                "background_pool_size": 2,
+                "background_schedule_pool_size": 4,
+                "max_thread_pool_size": 64,
+                "max_thread_pool_free_size": 4,
+            }
+        )
+        try:
+            self._writer = self._open()
+            self._readers: queue.LifoQueue[Client] = queue.LifoQueue()
+            for _ in range(readers):
+                self._readers.put(self._open())
+        except ClickHouseError as error:
+            raise StoreUnavailable(f"cannot open the store in {self._path}: {_text(error)}") from error
+        self._reader_count = readers
+
+    def _open(self) -> Client:
+        return clickhouse_connect.get_client(interface="chdb", path=f"{self._path}?{self._server}")
+
+    def close(self) -> None:
+        """Close all handles. Waits for running statements."""
+        for _ in range(self._reader_count):
+            self._readers.get().close()
+        self._writer.close()
+
+    def ready(self) -> dict[str, str]:
+        """What is not ready, by name, with the reason. Empty when the store answers."""
+        try:
+            with self._reader() as client:
+                client.query("SELECT 1")
+        except (ClickHouseError, StoreError) as error:
+            return {"store": _text(error)}
+        return {}
+
+    def command(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Any:
+        """Run a statement that is ours and not a tenant's: schema, maintenance. Gives the scalar it answers, if any."""
+        try:
+            return self._writer.command(sql, parameters=dict(parameters or {}))
+        except ClickHouseError as error:
+            raise StoreUnavailable(f"cannot change the store: {_text(error)}") from error
+
+    def rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Sequence[Sequence[Any]]:
+        """Rows of a statement over the engine's own state: parts, merges, migrations. No tenant's data."""
+        try:
+            with self._reader() as client:
+                return client.query(sql, parameters=dict(parameters or {})).result_rows
+        except ClickHouseError as error:
+            raise StoreUnavailable(f"cannot ask the store: {_text(error)}") from error
+
+    def load(self, segment: Path, token: str) -> None:
+        """Insert every span of a segment, once for a token. On return it is on disk, in all tables.
+
+        Raises DataError if the bytes do not load, today or ever; OutOfMemory if the segment may be too large for the
+        memory there is; StoreUnavailable for all else, after which the same call with the same token is safe.
+        """
+        try:
+            self._writer.command(decode.insert(segment.absolute(), token))
+        except ClickHouseError as error:
+            text = f"cannot load {segment.name}: {_text(error)}"
+            code = getattr(error, "code", None)
+            if code in _DATA_CODES:
+                raise DataError(text) from error
+            if code in _MEMORY_CODES:
+                raise OutOfMemory(text) from error
+            raise StoreUnavailable(text) from error
+
+    def read(
+        self, tenant: str, sql: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+    ) -> list[Sequence[Any]]:
+        """Columns of what a statement selects from one tenant's rows; strings come as bytes.
+
+        Raises QueryTimeout, QueryTooLarge or StoreUnavailable.
+        """
+        condition = "Tenant = '" + tenant.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        filters = {f"spanhouse.{table}": condition for table in TENANT_TABLES}
+        try:
+            with self._reader() as client:
+                result = client.query(
+                    sql,
+                    parameters=dict(parameters),
+                    settings={**self._read_settings, "additional_table_filters": filters, **(settings or {})},
+                    query_formats={"String": "bytes", "FixedString": "bytes"},
+                    column_oriented=True,
+                )
+                return list(result.result_columns)
+        except ClickHouseError as error:
+            code = getattr(error, "code", None)
+            if code in _TIME_CODES:
+                timeout_s = self._read_settings["max_execution_time"]
+                raise QueryTimeout(f"cannot answer within {timeout_s} s; ask for a shorter time range") from error
+            if code in _SIZE_CODES:
+                raise QueryTooLarge(
+                    "cannot answer within the memory of a query; ask for a shorter time range"
+                ) from error
+            raise StoreUnavailable(f"cannot read from the store: {_text(error)}") from error
+
+    @contextmanager
+    def _reader(self) -> Iterator[Client]:
+        try:
+            client = self._readers.get(timeout=READ_WAIT_S)
+        except queue.Empty:
+            raise StoreUnavailable("cannot read: all readers are busy; try again") from None
+        try:
+            yield client
+        finally:
+            self._readers.put(client)
+
+
+def _text(error: Exception) -> str:
+    """The first line of what the engine says, without its stack and version."""
+    return str(error).split("\n", 1)[0].split(" (version ", 1)[0][:500]

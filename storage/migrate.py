@@ -1,0 +1,87 @@
+"""Brings the schema of a store to this program's: `schema/NNNN_*.sql`, each once, in order.
+
+Runs at start, on the main thread, before anything else uses the store. A file is written down when all its statements
+have run; each of them can run again, so a start that was cut short is simply repeated.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.engine import Engine
+from storage.errors import StoreError
+
+SCHEMA = Path(__file__).with_name("schema")
+
+_MIGRATIONS = """CREATE TABLE IF NOT EXISTS spanhouse.migrations
+(
+    Name String,
+    Sha256 String,
+    Applied DateTime('UTC') DEFAULT now()
+)
+ENGINE = MergeTree
+ORDER BY Name
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1"""
+
+logger = logging.getLogger(__name__)
+
+
+class SchemaMismatch(StoreError):
+    """The store was made by another program than this one."""
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One file of the schema."""
+
+    name: str
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """Of what it says: what is applied must not change afterwards."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def statements(self) -> list[str]:
+        """Its statements; a line that begins with `--` is for people."""
+        code = "\n".join(line for line in self.text.splitlines() if not line.startswith("--"))
+        return [statement.strip() for statement in code.split(";\n") if statement.strip(" \n;")]
+
+
+def migrations(directory: Path = SCHEMA) -> list[Migration]:
+    """All files of the schema, in order."""
+    return [Migration(path.name, path.read_text() + "\n") for path in sorted(directory.glob("[0-9]*_*.sql"))]
+
+
+def migrate(engine: Engine, directory: Path = SCHEMA) -> list[str]:
+    """Apply what the store does not have yet, and give the names. Raises SchemaMismatch, StoreUnavailable."""
+    engine.command("CREATE DATABASE IF NOT EXISTS spanhouse")
+    engine.command(_MIGRATIONS)
+    applied: dict[str, str] = dict(
+        map(tuple, engine.rows("SELECT Name, any(Sha256) FROM spanhouse.migrations GROUP BY Name"))
+    )
+    known = migrations(directory)
+    if unknown := sorted(set(applied) - {m.name for m in known}):
+        raise SchemaMismatch(
+            f"cannot use this store: it has {', '.join(unknown)}, which this program does not know; start the program "
+            "that made it, or a newer one"
+        )
+    done = []
+    for migration in known:
+        if migration.name in applied:
+            if applied[migration.name] != migration.sha256:
+                raise SchemaMismatch(
+                    f"cannot use this store: {migration.name} was changed after it had been applied; start the program "
+                    "that made it, or move the data directory away"
+                )
+            continue
+        for statement in migration.statements():
+            engine.command(statement)
+        engine.command(
+            "INSERT INTO spanhouse.migrations (Name, Sha256) VALUES ({name:String}, {sha256:String})",
+            {"name": migration.name, "sha256": migration.sha256},
+        )
+        logger.info("applied %s", migration.name)
+        done.append(migration.name)
+    return done

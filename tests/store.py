@@ -1,0 +1,61 @@
+"""The real engine for tests of the store and of what reads it: segments are built here, loaded by the engine as `serve`
+would load them, and read back. One engine a process and a directory: close one before opening the next."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import xxhash
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from collector.frames import Frame, encode_frame
+from query.model import TraceFilter, TraceSummary
+from query.traces import Traces
+from storage.engine import Engine
+from storage.migrate import migrate
+
+RECEIVED = 1_800_000_000_000_000_000
+"""2027-01-15T08:00:00Z, the arrival of every frame that says nothing else."""
+
+
+class Store:
+    """An engine with the schema, and the reader on top."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.engine = Engine(directory / "store")
+        migrate(self.engine)
+        self.traces = Traces(self.engine)
+        self._segments = 0
+
+    def load(
+        self, requests: Iterable[ExportTraceServiceRequest | bytes], tenant: str = "default", received: int = RECEIVED
+    ) -> Path:
+        """One segment with a frame for each request, loaded."""
+        path, token = self.segment(requests, tenant, received)
+        self.engine.load(path, token)
+        return path
+
+    def segment(
+        self, requests: Iterable[ExportTraceServiceRequest | bytes], tenant: str = "default", received: int = RECEIVED
+    ) -> tuple[Path, str]:
+        """A segment on disk, and its token."""
+        self._segments += 1
+        path = self.directory / f"{self._segments:04d}.wal"
+        with path.open("wb") as file:
+            for i, request in enumerate(requests):
+                body = request if isinstance(request, bytes) else request.SerializeToString()
+                frame = Frame(tenant, xxhash.xxh3_128_digest(body), 0, body)
+                file.writelines(encode_frame(frame, received + i))
+        return path, path.stem
+
+    def number(self, sql: str) -> int:
+        """A single number that a statement answers, over all tenants."""
+        return int(self.engine.rows(sql)[0][0])
+
+    def list(self, filters: TraceFilter | None = None, limit: int = 100, tenant: str = "default") -> list[TraceSummary]:
+        """The first page."""
+        return self.traces.list_traces(tenant, filters or TraceFilter(), limit, None).traces
+
+    def close(self) -> None:
+        """Let another store be opened."""
+        self.engine.close()
