@@ -1,0 +1,150 @@
+"""The frame: what one admitted request looks like in a WAL segment, and how it is read back.
+
+Owns the binary form (message Frame of proto/wal.proto, length-delimited) in both directions. No thread of its own: the
+committer encodes, recovery, the loader and the quarantine read.
+
+The encoding is canonical: the six fields in order, each exactly once. A reader can so tell a frame from anything else,
+and the log ends at the first thing that is not a whole and unharmed frame. That is data, not an error: a torn tail is
+what a crash leaves.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from xxhash import xxh3_128_digest
+
+# Everything of a frame that is not the request: length prefix, header with the longest tenant name, request length.
+FRAME_OVERHEAD_BYTES_MAX = 128
+
+_TIME = struct.Struct("<BQ")  # tag 0x09, received_unix_nano
+_DIGEST_AND_SPANS = struct.Struct("<H16sBI")  # tag 0x1a and length 16, digest, tag 0x25, spans
+_CRC = struct.Struct("<BIB")  # tag 0x2d, header_crc, tag 0x32 of the request
+_DIGEST_TAG = 0x101A
+_VARINT_BYTES_MAX = 5  # 32 GiB: no frame is longer
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One admitted request, as the WAL takes it.
+
+    `digest` is `xxh3_128_digest(request)`, 16 bytes: it is the checksum that recovery verifies as well as the identity
+    of a retransmit, so a request encoded anew (spans were rejected) needs the digest of its new bytes. `spans` is the
+    number of spans in `request`, an encoded ExportTraceServiceRequest. The arrival time is the WAL's to give.
+    """
+
+    tenant: str
+    digest: bytes
+    spans: int
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFrame:
+    """A frame as read from a segment: `offset` and `length` (bytes, prefix included) say where it lies."""
+
+    offset: int
+    length: int
+    received_unix_nano: int
+    tenant: str
+    digest: bytes
+    spans: int
+    request: memoryview
+
+
+def encode_frame(frame: Frame, received_unix_nano: int) -> tuple[bytes, bytes]:
+    """The two buffers to write for a frame: length prefix and header, and the request itself (not copied)."""
+    tenant = frame.tenant.encode()
+    header = b"".join(
+        (
+            _TIME.pack(0x09, received_unix_nano),
+            b"\x12",
+            _varint(len(tenant)),
+            tenant,
+            _DIGEST_AND_SPANS.pack(_DIGEST_TAG, frame.digest, 0x25, frame.spans),
+        )
+    )
+    request_length = _varint(len(frame.request))
+    length = len(header) + _CRC.size + len(request_length) + len(frame.request)
+    prefix = b"".join((_varint(length), header, _CRC.pack(0x2D, zlib.crc32(header), 0x32), request_length))
+    return prefix, frame.request
+
+
+def read_frames(path: Path) -> Iterator[StoredFrame]:
+    """The good frames of a segment in order; ends at the first bad one, or where the file does.
+
+    Bad is: cut short, a length beyond the end of the file, a header whose CRC does not match, a request whose digest
+    does not match, zeros. One frame is held in memory at a time. Raises OSError when the file cannot be read.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        offset = 0
+        while (frame := _read_frame(file, offset, size)) is not None:
+            yield frame
+            offset += frame.length
+
+
+def read_frame(path: Path, offset: int) -> StoredFrame | None:
+    """The frame at a known offset of a segment, or None when there is no good one. Raises OSError."""
+    with path.open("rb") as file:
+        return _read_frame(file, offset, file.seek(0, 2))
+
+
+def _read_frame(file: BinaryIO, offset: int, size: int) -> StoredFrame | None:
+    """The frame at `offset`, or None when there is none that is whole and unharmed."""
+    file.seek(offset)
+    length, prefix_length = _read_varint(file.read(_VARINT_BYTES_MAX), 0)
+    # Checked against the file before anything is read or allocated: a prefix of garbage may say terabytes.
+    if offset + prefix_length + length > size:
+        return None
+    file.seek(offset + prefix_length)
+    body = file.read(length)
+    try:
+        return _parse(body, offset, prefix_length + length)
+    except (IndexError, struct.error, UnicodeDecodeError):
+        return None
+
+
+def _parse(body: bytes, offset: int, length: int) -> StoredFrame | None:
+    time_tag, received_unix_nano = _TIME.unpack_from(body)
+    tenant_length, at = _read_varint(body, _TIME.size + 1)
+    tenant = body[at : at + tenant_length]
+    at += tenant_length
+    digest_tag, digest, spans_tag, spans = _DIGEST_AND_SPANS.unpack_from(body, at)
+    at += _DIGEST_AND_SPANS.size
+    header = body[:at]
+    crc_tag, crc, request_tag = _CRC.unpack_from(body, at)
+    request_length, at = _read_varint(body, at + _CRC.size)
+    tags = (time_tag, body[_TIME.size], digest_tag, spans_tag, crc_tag, request_tag)
+    if (
+        tags != (0x09, 0x12, _DIGEST_TAG, 0x25, 0x2D, 0x32)
+        or zlib.crc32(header) != crc
+        or at + request_length != len(body)
+    ):
+        return None
+    request = memoryview(body)[at:]
+    if xxh3_128_digest(request) != digest:
+        return None
+    return StoredFrame(offset, length, received_unix_nano, tenant.decode(), digest, spans, request)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(buffer: bytes, at: int) -> tuple[int, int]:
+    """The value at `at` and the position after it; (0, at) when it is cut short or too long: no frame is empty."""
+    value = 0
+    for index, byte in enumerate(buffer[at : at + _VARINT_BYTES_MAX]):
+        value |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return value, at + index + 1
+    return 0, at
