@@ -1,0 +1,168 @@
+"""The SQL of the trace list, built from a filter: the only place where a query is put together from pieces.
+
+Every value is a bound parameter. The list is read in windows of start time, newest first, so that a page of it never
+groups more traces than it must; within a window a trace is taken by its earliest start.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from query.model import TraceFilter
+from storage.decode import ContentRule, content_rule
+
+SECOND = 1_000_000_000
+WINDOWS_S = (600, 7_200, 86_400, 864_000)
+"""Lengths of the windows, in seconds; the last window is all the rest."""
+INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
+
+BOUNDS = """SELECT toUnixTimestamp64Nano(min(Start)), toUnixTimestamp64Nano(max(Start)), count()
+FROM spanhouse.traces
+WHERE Start >= fromUnixTimestamp64Nano({since:Int64}, 'UTC')
+    AND Start < fromUnixTimestamp64Nano({until:Int64}, 'UTC')"""
+
+EARLIER = """SELECT TraceId, toUnixTimestamp64Nano(min(Timestamp))
+FROM spanhouse.spans
+WHERE TraceId IN (SELECT arrayJoin(arrayMap(t -> toFixedString(unhex(t), 16), {traces:Array(String)})))
+    AND Timestamp >= fromUnixTimestamp64Nano({since:Int64}, 'UTC')
+    AND Timestamp <= fromUnixTimestamp64Nano({until:Int64}, 'UTC')
+    AND Received <= toDateTime({as_of:Int64}, 'UTC')
+GROUP BY TraceId"""
+"""Where traces started as far as was known at some time."""
+
+_LIST = """SELECT
+    TraceId,
+    toUnixTimestamp64Nano(min(Start)) AS First,
+    toUnixTimestamp64Nano(max(End)) AS Last,
+    sum(Spans),
+    sum(Errors) AS Failed,
+    sum(Oks) AS Succeeded,
+    groupUniqArrayArray(Services),
+    max(Root.Name),
+    argMax(Root.Service, (Root.Name, Root.Service)),
+    toUnixTimestamp(max(traces.Received))
+FROM spanhouse.traces
+WHERE TraceId IN
+(
+    SELECT TraceId
+    FROM spanhouse.traces
+    WHERE Start >= fromUnixTimestamp64Nano({{since:Int64}}, 'UTC')
+        AND Start < fromUnixTimestamp64Nano({{until:Int64}}, 'UTC'){matching}
+)
+GROUP BY TraceId
+HAVING {having}
+ORDER BY First DESC, TraceId DESC
+LIMIT {{limit:UInt64}}"""
+
+_MATCHING = """
+        AND TraceId IN
+        (
+            SELECT TraceId
+            FROM spanhouse.spans
+            WHERE Timestamp >= fromUnixTimestamp64Nano({{since:Int64}}, 'UTC') AND {conditions}
+        )"""
+
+_IN_RESOURCE = """OriginId IN
+            (
+                SELECT OriginId FROM spanhouse.origins
+                WHERE ResourceAttributes[{{{key}:String}}] IN {{{tagged}:Array(String)}}
+            )"""
+
+_IN_CONTENT = """cityHash64(SpanId, Timestamp, Duration, SpanName) IN
+            (
+                SELECT SpanKey FROM spanhouse.content
+                WHERE Hour >= toStartOfHour(fromUnixTimestamp64Nano({{since:Int64}}, 'UTC'))
+                    AND Content[{{{key}:String}}] = {{{value}:String}}
+            )"""
+
+
+def windows(since: int, until: int) -> Iterator[tuple[int, int]]:
+    """[since, until) in nanoseconds, cut into windows from its end on."""
+    for length in WINDOWS_S:
+        start = until - length * SECOND
+        if start <= since:
+            break
+        yield start, until
+        until = start
+    yield since, until
+
+
+def list_sql(filters: TraceFilter, rule: ContentRule | None = None) -> tuple[str, dict[str, Any]]:
+    """The statement for one window and what of its parameters the filter sets.
+
+    The caller adds `since`, `until` and `limit` of the window, and `after_start` and `after_trace`: the place of the
+    last trace that was shown.
+    """
+    parameters: dict[str, Any] = {}
+    conditions = _span_conditions(filters, parameters, rule or content_rule())
+    having = [
+        "First >= {since:Int64}",
+        "First < {until:Int64}",
+        "(First, lower(hex(TraceId))) < ({after_start:Int64}, {after_trace:String})",
+    ]
+    if filters.min_duration_nano is not None:
+        parameters["min_duration"] = filters.min_duration_nano
+        having.append("Last - First >= {min_duration:Int64}")
+    if filters.max_duration_nano is not None:
+        parameters["max_duration"] = filters.max_duration_nano
+        having.append("Last - First <= {max_duration:Int64}")
+    if filters.status is not None:
+        having.append(_STATUS[filters.status])
+    matching = _MATCHING.format(conditions=" AND ".join(conditions)) if conditions else ""
+    return _LIST.format(matching=matching, having="\n    AND ".join(having)), parameters
+
+
+_STATUS = {"error": "Failed > 0", "ok": "Failed = 0 AND Succeeded > 0", "unset": "Failed = 0 AND Succeeded = 0"}
+
+
+def _span_conditions(filters: TraceFilter, parameters: dict[str, Any], rule: ContentRule) -> list[str]:
+    """What has to hold for one span; empty if any span will do."""
+    conditions = []
+    if filters.service is not None:
+        parameters["service"] = filters.service
+        conditions.append("ServiceName = {service:String}")
+    if filters.name is not None:
+        parameters["name"] = filters.name
+        conditions.append("SpanName = {name:String}")
+    conditions += [_attribute(i, key, value, parameters, rule) for i, (key, value) in enumerate(filters.attributes)]
+    if conditions and filters.status == "error":
+        conditions.append("StatusCode = 2")
+    return conditions
+
+
+def _attribute(i: int, key: str, value: str, parameters: dict[str, Any], rule: ContentRule) -> str:
+    """An attribute of the span or of its resource equals a text, in whatever type it was sent."""
+    k, v, tags = f"key{i}", f"value{i}", [f"s{value}"]
+    parameters |= {k: key, v: value}
+    has = "mapContains({column}, {{{k}:String}}) AND {column}[{{{k}:String}}] = "
+    either = [has.format(column="StringAttributes", k=k) + f"{{{v}:String}}"]
+    if (whole := _whole(value)) is not None:
+        parameters[f"int{i}"] = whole
+        either.append(has.format(column="IntAttributes", k=k) + f"{{int{i}:Int64}}")
+        tags.append(f"i{whole}")
+    if (real := _real(value)) is not None:
+        parameters[f"float{i}"] = real
+        either.append(has.format(column="FloatAttributes", k=k) + f"{{float{i}:Float64}}")
+        tags.append(f"d{value}")
+    if value in ("true", "false"):
+        either.append(has.format(column="BoolAttributes", k=k) + value)
+        tags.append("b1" if value == "true" else "b0")
+    parameters[f"tagged{i}"] = tags
+    either.append(_IN_RESOURCE.format(key=k, tagged=f"tagged{i}"))
+    if rule.holds(key, value):
+        either.append(_IN_CONTENT.format(key=k, value=v))
+    return "(" + " OR ".join(either) + ")"
+
+
+def _whole(text: str) -> int | None:
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if INT64_MIN <= number <= INT64_MAX else None
+
+
+def _real(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,50 @@
+"""What the trace list is asked for and what it gives: the words between api.py and the SQL of traces.py."""
+
+from dataclasses import dataclass, field
+
+
+class BadCursor(ValueError):
+    """The cursor was not made by this list, or belongs to other filters."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFilter:
+    """Which traces to list; None and an empty list ask for nothing.
+
+    A trace is in when it starts within [start_unix_nano, end_unix_nano), lasts between the two durations (inclusive,
+    of the whole trace, in nanoseconds), and holds one span for which service, name, status and every attribute hold
+    together. An attribute holds when its value on the span or on its resource, written as text, equals the text given.
+    """
+
+    start_unix_nano: int | None = None
+    end_unix_nano: int | None = None
+    service: str | None = None
+    name: str | None = None
+    status: str | None = None
+    """'error', 'ok' or 'unset'."""
+    min_duration_nano: int | None = None
+    max_duration_nano: int | None = None
+    attributes: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSummary:
+    """One trace in a list. Without a root span (not come yet, or never) `root_service` and `root_name` are None."""
+
+    trace_id: str
+    """Lower-case hex."""
+    root_service: str | None
+    root_name: str | None
+    start_time_unix_nano: int
+    duration_nano: int
+    span_count: int
+    error_count: int
+    services: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TracePage:
+    """Newest first. `next_cursor` continues after the last one, None when there are no more."""
+
+    traces: list[TraceSummary]
+    next_cursor: str | None
