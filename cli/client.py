@@ -1,0 +1,136 @@
+"""The HTTP API of a running Spanhouse, as the commands use it. Blocking, on the caller's thread."""
+
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import orjson
+
+TIMEOUT_S = 60
+READABLE_S_MAX = 10
+WRONG_URL = "name Spanhouse's HTTP API with --url or SPANHOUSE_URL: port 4320 unless set otherwise"
+
+
+class Trouble(Exception):
+    """Something that a person has to know about: what went wrong and, if we know it, what to do now."""
+
+    def __init__(self, message: str, way_out: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.way_out = way_out
+
+
+class NotFound(Trouble):
+    """The server has no such thing."""
+
+
+class Client:
+    """One server and one tenant. Every method raises Trouble when the server is away or refuses."""
+
+    def __init__(self, url: str, tenant: str) -> None:
+        self.url = url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise Trouble(f"cannot use {url!r} as the server's URL", "write it like http://127.0.0.1:4320")
+        try:
+            self._http = httpx.Client(
+                base_url=self.url, headers={"x-spanhouse-tenant": tenant}, timeout=TIMEOUT_S, follow_redirects=True
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise Trouble(f"cannot use {url!r} as the server's URL: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def ready(self) -> None:
+        """Return when the server says that all its parts answer."""
+        self._ask("GET", "/readyz")
+
+    def trace(self, trace_id: str, *, content: bool = False) -> dict[str, Any]:
+        """One trace with its spans in a flat list, parents before children."""
+        answer: dict[str, Any] = self._ask(
+            "GET", f"/api/v1/traces/{trace_id}", (("format", "flat"), ("content", "true" if content else "false"))
+        )
+        return answer
+
+    def wait_for_trace(self, trace_id: str, spans: int) -> None:
+        """Return when the trace can be read whole; raises Trouble after READABLE_S_MAX seconds."""
+        deadline = time.monotonic() + READABLE_S_MAX
+        seen = 0
+        while time.monotonic() < deadline:
+            try:
+                seen = self.trace(trace_id)["span_count"]
+            except NotFound:
+                seen = 0
+            if seen >= spans:
+                return
+            time.sleep(0.1)
+        raise Trouble(
+            f"cannot read trace {trace_id} yet: {seen} of its {spans} spans arrived within {READABLE_S_MAX} s",
+            f"look at the server's log and at {self.url}/metrics",
+        )
+
+    def traces(self, filters: Iterable[tuple[str, str]]) -> dict[str, Any]:
+        """One page of the list of traces. `filters` are the API's query parameters."""
+        answer: dict[str, Any] = self._ask("GET", "/api/v1/traces", tuple(filters))
+        return answer
+
+    def quarantine(self) -> Iterator[dict[str, Any]]:
+        """Every frame in quarantine, oldest first, page by page."""
+        cursor = ""
+        while cursor is not None:
+            page = self._ask("GET", "/api/v1/quarantine", (("limit", "1000"), ("cursor", cursor)))
+            yield from page["frames"]
+            cursor = page["next_cursor"]
+
+    def quarantined(self, frame_id: str) -> dict[str, Any]:
+        """One frame in quarantine: why it is there, and what is in it."""
+        answer: dict[str, Any] = self._ask("GET", f"/api/v1/quarantine/{frame_id}")
+        return answer
+
+    def replay(self, frame_id: str) -> None:
+        """Give one frame to the loader again."""
+        self._ask("POST", f"/api/v1/quarantine/{frame_id}/replay")
+
+    def drop(self, frame_id: str) -> None:
+        """Delete one frame for good."""
+        self._ask("DELETE", f"/api/v1/quarantine/{frame_id}")
+
+    def _ask(self, method: str, path: str, parameters: tuple[tuple[str, str], ...] = ()) -> Any:
+        try:
+            response = self._http.request(method, path, params=parameters)
+        except httpx.TimeoutException as error:
+            raise Trouble(f"cannot get an answer from {self.url} within {TIMEOUT_S} s") from error
+        except httpx.TransportError as error:
+            raise Trouble(
+                f"cannot reach {self.url}: {error}",
+                "start the server with `spanhouse serve`, or name its address with --url or SPANHOUSE_URL",
+            ) from error
+        if response.is_error:
+            raise _refusal(response)
+        if not response.content:
+            return None
+        try:
+            return orjson.loads(response.content)
+        except orjson.JSONDecodeError as error:
+            raise Trouble(
+                f"cannot use {response.url}: it does not answer with JSON, as Spanhouse would", WRONG_URL
+            ) from error
+
+
+def _refusal(response: httpx.Response) -> Trouble:
+    """The sentence in an error's body, or that whoever answered is no Spanhouse."""
+    try:
+        message = str(orjson.loads(response.content)["error"]["message"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return Trouble(
+            f"cannot use {response.url}: it answers with status {response.status_code}, and not as Spanhouse would",
+            WRONG_URL,
+        )
+    return NotFound(message) if response.status_code == httpx.codes.NOT_FOUND else Trouble(message)

@@ -1,0 +1,562 @@
+"""Spanhouse, the table of contents: the settings, the parts and the order they start and stop in, the command line.
+
+    socket ─► receivers ─► admission ─► WAL ─► (acknowledged)
+                                         └─► loader ─► store ◄─ query API ◄─ browser, `spanhouse trace`
+
+The only file that reads the environment and the arguments. `serve` runs on the main thread, which waits for a signal
+while the parts work on theirs. Every other command asks a running server over HTTP and imports none of the parts: the
+imports stand inside the functions, since the engine alone takes a second and 200 MB to import.
+"""
+# ruff: noqa: PLC0415
+
+import difflib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import logging
+import os
+import queue
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
+
+import typer
+from pydantic import ByteSize, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cli.client import Client
+    from collector.ledger import Ledger
+    from collector.wal import Wal
+    from storage.engine import Engine
+
+ENV_PREFIX = "SPANHOUSE_"
+SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+PACKAGES = ("cli", "collector", "query", "storage")
+MIB = 1 << 20
+
+logger = logging.getLogger("spanhouse")
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Bytes = Annotated[ByteSize, Field(ge=1)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Every setting of `spanhouse serve`. Its options, the SPANHOUSE_ variables and docs/settings.md come from here."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    data_dir: Path = Field(Path("data"), description="Directory of the log, the store and the quarantine.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. There is no authentication: use 0.0.0.0 in a network that you trust.",
+    )
+    otlp_grpc_port: Port = Field(4317, description="Port of OTLP/gRPC; 0 picks a free one.")
+    otlp_http_port: Port = Field(4318, description="Port of OTLP/HTTP; 0 picks a free one.")
+    http_port: Port = Field(4320, description="Port of the query API; 0 picks a free one.")
+    request_bytes_max: Bytes = Field(
+        ByteSize(64 * MIB), description="Largest request that is taken, before and after decompression."
+    )
+    request_spans_max: Count = Field(500_000, description="Most spans of a request that is taken.")
+    in_flight_bytes_max: Bytes = Field(
+        ByteSize(256 * MIB),
+        description="Bytes of requests that may wait for their acknowledgement; beyond it senders are asked to retry.",
+    )
+    tenants_max: Count = Field(1000, description="Number of tenants that may send.")
+    retransmit_window_s: Seconds = Field(
+        600, description="Time for which a request is remembered, so that it is stored once when it is sent again."
+    )
+    retransmit_entries_max: Count = Field(131_072, description="Number of requests that are remembered.")
+    wal_bytes_max: Bytes = Field(
+        ByteSize(4096 * MIB), description="Size of the log and the quarantine at which senders are asked to retry."
+    )
+    segment_bytes_max: Bytes = Field(ByteSize(64 * MIB), description="Size at which a segment of the log is loaded.")
+    flush_interval_s: Seconds = Field(
+        0.5, description="Age at which a segment of the log is loaded when the loader has nothing else to do."
+    )
+    engine_memory_bytes_max: Bytes = Field(
+        ByteSize(1536 * MIB), description="Resident memory of the process beyond which loads and queries are put off."
+    )
+    query_memory_bytes_max: Bytes = Field(
+        ByteSize(512 * MIB), description="Memory that one query may use; beyond it the query is refused."
+    )
+    query_timeout_s: Seconds = Field(30, description="Time after which a query is given up.")
+    trace_spans_max: Count = Field(1_000_000, description="Most spans of a trace in one answer.")
+    shutdown_timeout_s: Seconds = Field(
+        30,
+        description="Time to load what is in the log when the program stops; the rest is loaded after the next start.",
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Form of the log and of the ready line.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @model_validator(mode="after")
+    def _leave_room(self) -> Self:
+        if self.wal_bytes_max < self.segment_bytes_max:
+            raise ValueError("wal_bytes_max must be segment_bytes_max at least")
+        if self.in_flight_bytes_max < 2 * self.request_bytes_max:
+            raise ValueError("in_flight_bytes_max must be twice request_bytes_max at least")
+        return self
+
+
+# Serving
+
+
+class CannotServe(Exception):
+    """The server cannot start or go on. The text is a sentence for a person, with the way out."""
+
+
+def run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Calls `ready` with the addresses when all parts answer.
+
+    Parts start downstream first and stop upstream first: what was acknowledged is in the log before the log closes, and
+    the loader outlives the log. Raises CannotServe.
+    """
+    from prometheus_client import ProcessCollector
+
+    from collector import admin, otlp_http
+    from collector.admission import Admission
+    from collector.ledger import Ledger
+    from collector.listening import http_server, listen
+    from collector.loader import Loader
+    from collector.otlp_grpc import OtlpGrpc
+    from collector.quarantine import Quarantine
+    from query.api import create_app
+    from query.traces import Traces
+
+    data_dir, host, stop = settings.data_dir.absolute(), settings.host, _signals()
+    with ExitStack() as parts:
+        ledger = Ledger()
+        ProcessCollector(registry=ledger.registry)
+        # The log comes first: it holds the data directory against other processes.
+        wal = _open_log(settings, data_dir, ledger, lambda: quarantine.bytes_on_disk())  # noqa: PLW0108 (it opens below)
+        parts.callback(wal.release)
+        quarantine = Quarantine(data_dir / "quarantine", ledger)
+
+        engine = _open_store(settings, data_dir)
+        parts.callback(engine.close)
+
+        loader = Loader(wal, engine.load, quarantine, ledger)
+        loader.start()
+        parts.callback(loader.stop, settings.shutdown_timeout_s)
+        parts.callback(wal.close)
+
+        admission = Admission(
+            wal.append,
+            ledger,
+            request_bytes_max=settings.request_bytes_max,
+            request_spans_max=settings.request_spans_max,
+            in_flight_bytes_max=settings.in_flight_bytes_max,
+            retransmit_window_s=settings.retransmit_window_s,
+            retransmit_entries_max=settings.retransmit_entries_max,
+            tenants_max=settings.tenants_max,
+        )
+        for tenant, digest, received_unix_nano in wal.recent_digests():
+            admission.remember(tenant, digest, received_unix_nano)
+
+        def broken() -> None:
+            stop.put("an HTTP server ended")  # nobody reads it when they are to end
+
+        otlp_grpc = OtlpGrpc(admission, f"{_in_url(host)}:{settings.otlp_grpc_port}")
+        with _named(host, settings.otlp_grpc_port, "--otlp-grpc-port"):
+            otlp_grpc.start()
+        parts.callback(otlp_grpc.stop)
+
+        otlp_http_app = otlp_http.OtlpHttp(admission)
+        parts.callback(otlp_http_app.close)
+        with _named(host, settings.otlp_http_port, "--otlp-http-port"):
+            otlp_http_listener = listen(host, settings.otlp_http_port)
+        parts.enter_context(http_server(otlp_http_app, otlp_http_listener, broken, **otlp_http.UVICORN_OPTIONS))
+
+        api = create_app(Traces(engine), engine.ready, trace_spans_max=settings.trace_spans_max)
+        api.include_router(admin.router(quarantine, wal.append, ledger.registry))
+        with _named(host, settings.http_port, "--http-port"):
+            http_listener = listen(host, settings.http_port)
+        parts.enter_context(http_server(api, http_listener, broken, access_log=False, log_config=None))
+
+        http_port, otlp_http_port = (listener.getsockname()[1] for listener in (http_listener, otlp_http_listener))
+        ready(
+            {
+                "otlp_grpc": f"{_in_url(host)}:{otlp_grpc.port}",
+                "otlp_http": f"http://{_in_url(host)}:{otlp_http_port}",
+                "http": f"http://{_in_url(host)}:{http_port}",
+            }
+        )
+        reason = stop.get()
+        logger.info("stopping: %s", reason)
+    logger.info("stopped")
+    if reason not in SIGNALS:
+        raise CannotServe(f"cannot go on: {reason}; the log says why")
+
+
+def _open_log(settings: Settings, data_dir: Path, ledger: "Ledger", quarantine_bytes: Callable[[], int]) -> "Wal":
+    from collector.wal import Wal, WalInUse
+
+    try:
+        return Wal(
+            data_dir / "wal",
+            ledger,
+            segment_bytes_max=settings.segment_bytes_max,
+            flush_interval_s=settings.flush_interval_s,
+            wal_bytes_max=settings.wal_bytes_max,
+            queue_bytes_max=settings.in_flight_bytes_max,
+            retransmit_window_s=settings.retransmit_window_s,
+            quarantine_bytes=quarantine_bytes,
+        )
+    except WalInUse as error:
+        raise CannotServe(str(error)) from error
+    except OSError as error:
+        raise CannotServe(
+            f"cannot use the data directory {data_dir}: {error.strerror}; choose another with --data-dir"
+        ) from error
+
+
+def _open_store(settings: Settings, data_dir: Path) -> "Engine":
+    from storage.engine import Engine
+    from storage.errors import StoreError
+    from storage.migrate import migrate
+
+    try:
+        engine = Engine(
+            data_dir / "store",
+            memory_bytes_max=settings.engine_memory_bytes_max,
+            query_memory_bytes_max=settings.query_memory_bytes_max,
+            query_timeout_s=settings.query_timeout_s,
+        )
+        os.chdir(data_dir / "store")  # chDB writes `__cache__` into the working directory, whatever it is told
+        migrate(engine)
+    except StoreError as error:
+        raise CannotServe(str(error)) from error
+    return engine
+
+
+@contextmanager
+def _named(host: str, port: int, option: str) -> Iterator[None]:
+    """Say of an address that cannot be listened on which it is, and how to choose another."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CannotServe(f"cannot listen on {host} port {port}: {reason}; choose another with {option}") from error
+
+
+def _signals() -> "queue.SimpleQueue[str]":
+    """A queue that gets the name of the first signal that asks to stop. A second one ends the process at once."""
+    received: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def handle(number: int, _frame: object) -> None:
+        for each in SIGNALS.values():
+            signal.signal(each, signal.SIG_DFL)
+        received.put(signal.Signals(number).name)  # unlike Event.set, SimpleQueue.put may run within a handler
+
+    for each in SIGNALS.values():
+        signal.signal(each, handle)
+    return received
+
+
+def _hidden_packages() -> Iterator[str]:
+    """Packages of ours that another one of the same name hides, a sentence each."""
+    home = Path(__file__).resolve().parent
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        found = Path(next(iter(spec.submodule_search_locations or ()), "")) if spec else None
+        if found is None or found.resolve() != home / name:
+            yield f"the package {name} of Spanhouse is hidden by {found or 'nothing: it is not installed'}"
+
+
+# The command line
+
+app = typer.Typer(
+    help="Keep the OpenTelemetry traces of AI agents. `serve` runs the store; the other commands ask a running one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+quarantine_app = typer.Typer(help="Look after the requests that the store could not load.", no_args_is_help=True)
+app.add_typer(quarantine_app, name="quarantine")
+
+
+def main() -> None:
+    """The `spanhouse` command."""
+    if hidden := list(_hidden_packages()):
+        _die(
+            "cannot start: " + "; ".join(hidden), "install Spanhouse in an environment of its own, and check PYTHONPATH"
+        )
+    from cli.client import Trouble
+
+    try:
+        app()
+    except Trouble as trouble:
+        _die(trouble.message, trouble.way_out)
+    except CannotServe as error:
+        _die(str(error))
+
+
+def _die(message: str, way_out: str | None = None) -> NoReturn:
+    sys.stderr.write(f"Error: {message}.\n" + (f"Try:   {way_out}.\n" if way_out else ""))
+    sys.exit(1)
+
+
+def _serve_options() -> Iterator[inspect.Parameter]:
+    """One option of `serve` for every setting."""
+    for name, field in Settings.model_fields.items():
+        sizes = field.annotation is ByteSize
+        option = typer.Option(
+            _option_name(name),
+            envvar=ENV_PREFIX + name.upper(),
+            help=field.description,
+            metavar="BYTES" if sizes else None,
+        )
+        yield inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=shown(field.default) if sizes else field.default,
+            annotation=Annotated[str if sizes else field.annotation, option],
+        )
+
+
+def _option_name(setting: str) -> str:
+    return "--" + setting.replace("_", "-")
+
+
+def shown(value: Any) -> str:
+    """A setting's value as people write it: 64 MiB, 0.5, data."""
+    return value.human_readable(separator=" ").replace(".0 ", " ") if isinstance(value, ByteSize) else f"{value}"
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    """The settings from options, environment and defaults, in this order. Ends the program with what is wrong."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        wrong = []
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"]))
+            where = (
+                f" {item['input']!r} for {_option_name(name)} ({ENV_PREFIX}{name.upper()})"
+                if name
+                else " these settings"
+            )
+            wrong.append(f"cannot use{where}: {item['msg'].removeprefix('Value error, ')}")
+        _die("; ".join(wrong), "see `spanhouse serve --help`")
+
+
+def _serve(**given: Any) -> None:
+    """Receive, keep and answer until SIGTERM or Ctrl-C.
+
+    What was acknowledged is on disk then. Sizes are written in bytes or as "64 MiB".
+    """
+    from cli.log import log_to_stderr
+
+    settings = _settings(given)
+    log_to_stderr(settings.log_format, settings.log_level)
+    known = [ENV_PREFIX + name.upper() for name in (*Settings.model_fields, "url", "tenant")]
+    for name in os.environ:
+        if name.startswith(ENV_PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            logger.warning("ignoring %s: there is no such setting%s", name, f"; is it {close[0]}?" if close else "")
+
+    def ready(addresses: dict[str, str]) -> None:
+        text = "Spanhouse is ready: OTLP/gRPC on {otlp_grpc}, OTLP/HTTP on {otlp_http}, query API on {http}"
+        line = (
+            json.dumps({"event": "ready", **addresses}) if settings.log_format == "json" else text.format(**addresses)
+        )
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    run(settings, ready)
+
+
+_serve.__signature__ = inspect.Signature(list(_serve_options()))  # type: ignore[attr-defined]
+app.command("serve")(_serve)
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SPANHOUSE_URL", help="URL of the server's HTTP API; by default that of `serve` on this machine."
+    ),
+]
+Tenant = Annotated[str, typer.Option(envvar="SPANHOUSE_TENANT", help="Tenant whose data is meant.")]
+FrameId = Annotated[str, typer.Argument(help="The frame's id, as `spanhouse quarantine list` shows it.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"spanhouse {importlib.metadata.version('spanhouse')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What goes before a command."""
+
+
+@app.command()
+def demo(
+    *,
+    endpoint: Annotated[
+        str | None, typer.Option(help="OTLP/gRPC endpoint to send to; by default that of `serve` on this machine.")
+    ] = None,
+    url: Url = None,
+    tenant: Tenant = "default",
+) -> None:
+    """Send a small conversation of two agents, and say where to look.
+
+    It goes through the OpenTelemetry SDK, as an application's would.
+    """
+    from cli import demo as conversation
+
+    console = _console()
+    settings = _settings({})
+    with _client(url, tenant) as client:
+        client.ready()
+        with console.status("Sending a conversation"):
+            sent = conversation.send(endpoint or f"http://{_near(settings.host)}:{settings.otlp_grpc_port}", tenant)
+        with console.status("Waiting until it can be read"):
+            client.wait_for_trace(sent.trace_id, sent.spans)
+        console.print(
+            f"Sent {sent.spans} spans of a conversation in which a refund fails once. Look at it with", highlight=False
+        )
+        console.print(f"  {_command()} trace {sent.trace_id}", style="bold", highlight=False, soft_wrap=True)
+        console.print(f"  {client.url}/api/v1/traces/{sent.trace_id}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def trace(
+    trace_id: Annotated[str, typer.Argument(metavar="ID", help="The trace's id: 32 hexadecimal digits.")],
+    *,
+    content: Annotated[
+        bool, typer.Option("--content/--no-content", help="Show what was asked and answered below each span.")
+    ] = False,
+    spans_max: Annotated[int, typer.Option(min=1, help="Draw at most so many spans.")] = 500,
+    save_svg: Annotated[Path | None, typer.Option(help="Write the drawing to this file as well.")] = None,
+    url: Url = None,
+    tenant: Tenant = "default",
+) -> None:
+    """Draw one trace as a tree.
+
+    With durations, errors, tokens (in→out), and what may be wrong with the tree.
+    """
+    from cli import terminal
+
+    with _client(url, tenant) as client:
+        answer = client.trace(trace_id, content=content)
+    console = _console(record=save_svg is not None)
+    terminal.draw_trace(console, answer, spans_max=spans_max)
+    if save_svg is not None:
+        save_svg.write_text(terminal.picture(console, f"spanhouse trace {trace_id}"))
+
+
+@app.command()
+def traces(
+    *,
+    start: Annotated[str | None, typer.Option(help="Traces that start at this time or later.")] = None,
+    end: Annotated[str | None, typer.Option(help="Traces that start before this time.")] = None,
+    service: Annotated[str | None, typer.Option(help="Traces with a span of this service.")] = None,
+    name: Annotated[str | None, typer.Option(help="Traces with a span of this name.")] = None,
+    status: Annotated[str | None, typer.Option(help="Traces with a span of this status: error, ok or unset.")] = None,
+    min_duration: Annotated[str | None, typer.Option(help="Traces that last at least so long, such as 1.5s.")] = None,
+    max_duration: Annotated[str | None, typer.Option(help="Traces that last at most so long.")] = None,
+    attr: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Traces with a span of this attribute; repeatable.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="List at most so many.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Continue where an earlier list ended.")] = None,
+    url: Url = None,
+    tenant: Tenant = "default",
+) -> None:
+    """List traces, newest first. Filters on spans hold for one span together."""
+    from cli import terminal
+
+    given = {
+        "start": start, "end": end, "service": service, "name": name, "status": status,
+        "min_duration": min_duration, "max_duration": max_duration, "limit": str(limit), "cursor": cursor,
+    }  # fmt: skip
+    filters = [(key, value) for key, value in given.items() if value is not None]
+    for pair in attr or ():
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"cannot use {pair!r}: write KEY=VALUE", param_hint="--attr")
+        filters.append((f"attr.{key}", value))
+    with _client(url, tenant) as client:
+        page = client.traces(filters)
+    terminal.draw_traces(_console(), page)
+
+
+@quarantine_app.command("list")
+def quarantine_list(url: Url = None, tenant: Tenant = "default") -> None:
+    """List the requests that the store could not load, and why."""
+    from cli import terminal
+
+    with _client(url, tenant) as client:
+        terminal.draw_quarantine(_console(), list(client.quarantine()))
+
+
+@quarantine_app.command("show")
+def quarantine_show(frame_id: FrameId, url: Url = None, tenant: Tenant = "default") -> None:
+    """Show one of them: why it is there, and what is in it."""
+    with _client(url, tenant) as client:
+        _console().print_json(data=client.quarantined(frame_id))
+
+
+@quarantine_app.command("replay")
+def quarantine_replay(frame_id: FrameId, url: Url = None, tenant: Tenant = "default") -> None:
+    """Load one of them again, after what hindered it is mended. It is stored once."""
+    with _client(url, tenant) as client:
+        client.replay(frame_id)
+    _console().print(f"Frame {frame_id} is in the log again.", highlight=False)
+
+
+@quarantine_app.command("drop")
+def quarantine_drop(frame_id: FrameId, url: Url = None, tenant: Tenant = "default") -> None:
+    """Delete one of them for good."""
+    with _client(url, tenant) as client:
+        client.drop(frame_id)
+    _console().print(f"Frame {frame_id} is deleted.", highlight=False)
+
+
+def _console(*, record: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(record=record, width=120) if record else Console()
+
+
+def _client(url: str | None, tenant: str) -> "Client":
+    from cli.client import Client
+
+    if url is None:
+        settings = _settings({})
+        url = f"http://{_near(settings.host)}:{settings.http_port}"
+    return Client(url, tenant)
+
+
+def _command() -> str:
+    """How this program is called from here: by its name alone when the shell finds it."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "spanhouse" and shutil.which("spanhouse") is None else "spanhouse"
+
+
+def _near(host: str) -> str:
+    """The address under which this machine reaches a server that listens on `host`."""
+    return _in_url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host))
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+if __name__ == "__main__":
+    main()
