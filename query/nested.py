@@ -128,15 +128,15 @@ def _written(kind: Kind, wire: bytes, form: Form) -> bytes:
 
 
 def _int64(content: bytes) -> int:
-    return (_varint(content, 0, len(content))[0] + 2**63) % 2**64 - 2**63
+    return (_varint(content, 0, _VARINT_BYTES_MAX)[0] + 2**63) % 2**64 - 2**63
 
 
-def _varint(wire: bytes, at: int, end: int) -> tuple[int, int]:
-    """The number of which the bytes begin at `at`, and where they end, which is not beyond `end`."""
-    if at < end and (number := wire[at]) < 0x80:  # nearly always
+def _varint(wire: bytes, at: int, bytes_max: int) -> tuple[int, int]:
+    """The number of which the bytes begin at `at`, and where they end. Raises ValueError."""
+    if at < len(wire) and (number := wire[at]) < 0x80:  # nearly always
         return number, at + 1
     number = shift = 0
-    for at, byte in enumerate(wire[at:end], at + 1):
+    for at, byte in enumerate(wire[at : at + bytes_max], at + 1):
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
             return number, at
@@ -164,19 +164,22 @@ _VARINT_BYTES_MAX = 10
 
 def _member(wire: bytes, at: int, end: int) -> tuple[int, int, int]:
     """The member of an AnyValue: its tag, or 0 if it has none, and where its content begins and ends."""
-    member = (0, at, at)
-    for field in _fields(wire, at, end):
-        if field[0] in _MEMBERS:
-            if member[0]:
+    member, begin, stop = 0, at, at
+    while at < end:
+        tag, start, at = _field(wire, at, end)
+        if tag in _MEMBERS:
+            if member:
                 raise ValueError("two members of one AnyValue")
-            member = field
-    return member
+            member, begin, stop = tag, start, at
+    return member, begin, stop
 
 
 def _pair(wire: bytes, at: int, end: int) -> tuple[bytes, int, int]:
     """The key of a KeyValue, and where its value begins and ends."""
     key, value = None, None
-    for tag, start, stop in _fields(wire, at, end):
+    while at < end:
+        tag, start, stop = _field(wire, at, end)
+        at = stop
         if tag == _KEY and key is None:
             key = wire[start:stop]
         elif tag == _VALUE and value is None:
@@ -195,13 +198,13 @@ def _fields(wire: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
 
 def _field(wire: bytes, at: int, end: int) -> tuple[int, int, int]:
     """Tag of the field at `at`, and where its content begins and ends. Raises ValueError."""
-    tag, start = _varint(wire, at, at + _TAG_BYTES_MAX)
+    tag, start = _varint(wire, at, _TAG_BYTES_MAX)
     content = tag & 7
     if content == _LEN:
-        length, start = _varint(wire, start, start + _LENGTH_BYTES_MAX)
+        length, start = _varint(wire, start, _LENGTH_BYTES_MAX)
         stop = start + length
     elif content == _VARINT:
-        stop = _varint(wire, start, start + _VARINT_BYTES_MAX)[1]
+        stop = _varint(wire, start, _VARINT_BYTES_MAX)[1]
     elif content in _FIXED_BYTES:
         stop = start + _FIXED_BYTES[content]
     else:

@@ -17,9 +17,19 @@ from recorded import CASES, Recorded, requests
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
-def attributes(pairs: Any) -> list[tuple[str, bytes]]:
+def meaning(value: AnyValue) -> Any:
+    """A value in a form that compares: type and content, where no value and an empty one are the same."""
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return kind, [meaning(v) for v in value.array_value.values]
+    if kind == "kvlist_value":
+        return kind, [(pair.key, meaning(pair.value)) for pair in value.kvlist_value.values]
+    return kind, repr(getattr(value, kind)) if kind else None
+
+
+def attributes(pairs: Any) -> list[tuple[str, Any]]:
     """Attributes in an order of their own: a set with repetitions is what OTLP says they are."""
-    return sorted((pair.key, pair.value.SerializeToString(deterministic=True)) for pair in pairs)
+    return sorted(((pair.key, meaning(pair.value)) for pair in pairs), key=repr)
 
 
 def facts(block: ResourceSpans, scope_spans: Any, span: Span) -> dict[str, Any]:
@@ -75,7 +85,7 @@ def from_json(body: bytes) -> ExportTraceServiceRequest:
         return answer
 
     def pairs(said: list[dict[str, Any]]) -> list[KeyValue]:
-        return [KeyValue(key=pair["key"], value=value(pair["value"]) if "value" in pair else None) for pair in said]
+        return [KeyValue(key=pair["key"], value=value(pair.get("value", {}))) for pair in said]
 
     request = ExportTraceServiceRequest()
     for said_block in json.loads(body)["resourceSpans"]:

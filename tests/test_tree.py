@@ -442,7 +442,7 @@ def attributes_of(*pairs):
                     ]
                 )
             ),
-            '{"\\"":[true],"a":{},"b":null}',
+            '{"a":{},"\\"":[true],"b":null}',
         ),
     ],
 )
