@@ -31,6 +31,8 @@ CHUNK_BYTES = 256 * 1024
 """What is sent at once, and how much of an answer is in memory as text. From 128 KiB on, gzip works off the loop."""
 ATTRIBUTE_FILTERS_MAX = 32
 ATTRIBUTE_PREFIX = "attr."
+TRUNCATED = "x-spanhouse-truncated"
+"""A header, since OTLP has no place to say it."""
 _PROTOBUF = ("application/x-protobuf", "application/protobuf")
 
 _DESCRIPTION = """
@@ -61,8 +63,8 @@ def create_app(
     reader: TraceReader,
     ready: Callable[[], dict[str, str]],
     *,
-    trace_spans_max: int = 1_000_000,
-    trace_reads_max: int = 8,
+    trace_spans_max: int = 200_000,
+    trace_reads_max: int = 4,
     trace_read_wait_s: float = 10,
     send_stall_s: float = 30,
 ) -> FastAPI:
@@ -70,7 +72,8 @@ def create_app(
 
     `ready` gives the parts that are not ready, by name, with the reason; empty when all are.
     `trace_spans_max`: spans in an answer; a larger trace is cut and says so.
-    `trace_reads_max`: traces in memory at once. A further request waits `trace_read_wait_s` and then gets a 503.
+    `trace_reads_max`: traces in memory at once, so that there are no more spans than the product of the two. A further
+    request waits `trace_read_wait_s` and then gets a 503.
     `send_stall_s`: a client that takes nothing for so long loses its connection, and with it its trace in memory.
     """
     app = FastAPI(title="Spanhouse", version=version("spanhouse"), description=_DESCRIPTION)
@@ -122,8 +125,12 @@ class ListParameters(BaseModel):
     start: Time | None = Field(None, description=f"Traces that start at this time or later. {_TIME_FORMATS}")
     end: Time | None = Field(None, description=f"Traces that start before this time. {_TIME_FORMATS}")
     service: str | None = Field(None, description="Service name of a span.")
-    name: str | None = Field(None, description="Name of that span.")
-    status: Literal["error", "ok", "unset"] | None = Field(None, description="Status of that span.")
+    name: str | None = Field(None, description="Name of that same span.")
+    status: Literal["error", "ok", "unset"] | None = Field(
+        None,
+        description="`error`: that same span has the status ERROR. `ok`: no span of the trace has ERROR, and at least "
+        "one has OK. `unset`: no span of the trace has ERROR or OK.",
+    )
     min_duration: Duration | None = Field(None, description=f"The whole trace takes at least this. {_DURATION_FORMATS}")
     max_duration: Duration | None = Field(None, description=f"The whole trace takes at most this. {_DURATION_FORMATS}")
     limit: int = Field(50, ge=1, le=1000, description="Traces on a page.")
@@ -133,8 +140,9 @@ class ListParameters(BaseModel):
 _ATTRIBUTE_PARAMETER = {
     "name": "attr.<key>",
     "in": "query",
-    "description": "`attr.gen_ai.request.model=gpt-4o-mini`: an attribute of that span or of its resource, compared as "
-    f"text. May be given for up to {ATTRIBUTE_FILTERS_MAX} keys, which must all hold.",
+    "description": "`attr.gen_ai.request.model=gpt-4o-mini`: an attribute of that same span, or of its resource, has "
+    "this value, be it a string, a number or a boolean. May be given up to "
+    f"{ATTRIBUTE_FILTERS_MAX} times; all must hold.",
     "schema": {"type": "string"},
 }
 
@@ -186,6 +194,12 @@ def _traces(reader: TraceReader, spans_max: int, slot: Any, send_stall_s: float)
             200: {
                 "model": answers.Trace,
                 "description": "The trace. Or, with format=otlp, opentelemetry.proto.trace.v1.TracesData.",
+                "headers": {
+                    TRUNCATED: {
+                        "description": "`true` if the trace has more spans than an answer holds.",
+                        "schema": {"type": "string"},
+                    }
+                },
                 "content": {"application/x-protobuf": {"schema": {"type": "string", "format": "binary"}}},
             }
         },
@@ -211,7 +225,8 @@ def _traces(reader: TraceReader, spans_max: int, slot: Any, send_stall_s: float)
         pieces, media_type = _written(spans, truncated, parameters.format, request.headers.get("accept", ""))
         chunks = in_chunks(pieces)
         first = next(chunks)  # before the status line is out: what fails here is still an error answer
-        return _Stream(chain((first,), chunks), send_stall_s, media_type)
+        headers = {"Vary": "Accept"} | ({TRUNCATED: "true"} if truncated else {})
+        return _Stream(chain((first,), chunks), media_type=media_type, headers=headers, stall_s=send_stall_s)
 
     @router.get(
         "/traces",
@@ -223,12 +238,15 @@ def _traces(reader: TraceReader, spans_max: int, slot: Any, send_stall_s: float)
     def list_traces(
         request: Request, parameters: Annotated[ListParameters, Query()], tenant: Tenant = "default"
     ) -> Response:
-        """A trace is listed if *one* of its spans meets service, name, status and every attribute together."""
+        """A trace is listed if *one* of its spans meets service, name, every attribute and `status=error` together.
+
+        `status=ok` and `status=unset` are about the whole trace, and so are the times and durations.
+        """
         filters = _filter(parameters, request.query_params.multi_items())
         try:
             page = reader.list_traces(tenant, filters, parameters.limit, parameters.cursor)
         except BadCursor as error:
-            raise Refused(400, f"cannot take the cursor: {error}; begin again without one") from error
+            raise Refused(400, str(error)) from error
         body = {"traces": [_summary_json(trace) for trace in page.traces], "next_cursor": page.next_cursor}
         return Response(orjson.dumps(body), media_type="application/json")
 
@@ -332,8 +350,8 @@ def in_chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
 class _Stream(StreamingResponse):
     """A stream whose client must take each chunk in time: a trace is held in memory until its last chunk is sent."""
 
-    def __init__(self, chunks: Iterator[bytes], stall_s: float, media_type: str) -> None:
-        super().__init__(chunks, media_type=media_type, headers={"Vary": "Accept"})
+    def __init__(self, chunks: Iterator[bytes], *, media_type: str, headers: dict[str, str], stall_s: float) -> None:
+        super().__init__(chunks, media_type=media_type, headers=headers)
         self._stall_s = stall_s
 
     async def stream_response(self, send: Send) -> None:

@@ -145,7 +145,7 @@ def _attribute(i: int, key: str, value: str, parameters: dict[str, Any], rule: C
         tags.append(f"d{value}")
     if value in ("true", "false"):
         either.append(has.format(column="BoolAttributes", k=k) + value)
-        tags.append("b1" if value == "true" else "b0")
+        tags.append(f"b{value}")
     parameters[f"tagged{i}"] = tags
     either.append(_IN_RESOURCE.format(key=k, tagged=f"tagged{i}"))
     if rule.holds(key, value):

@@ -4,16 +4,20 @@ from dataclasses import dataclass, field
 
 
 class BadCursor(ValueError):
-    """The cursor was not made by this list, or belongs to other filters."""
+    """The cursor was not made by this list, or belongs to other filters. The message is a whole answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceFilter:
     """Which traces to list; None and an empty list ask for nothing.
 
-    A trace is in when it starts within [start_unix_nano, end_unix_nano), lasts between the two durations (inclusive,
-    of the whole trace, in nanoseconds), and holds one span for which service, name, status and every attribute hold
-    together. An attribute holds when its value on the span or on its resource, written as text, equals the text given.
+    A trace is listed when one single span satisfies service, name and every attribute together; with status "error",
+    that same span has the status ERROR. "ok": no span of the trace has ERROR, and at least one has OK. "unset": no
+    span of the trace has ERROR or OK. Besides, the trace starts within [start_unix_nano, end_unix_nano), and lasts
+    between the two durations (inclusive, of the whole trace, in nanoseconds).
+
+    An attribute is satisfied when the span or its resource has a string, a number or a boolean of the value that the
+    text names.
     """
 
     start_unix_nano: int | None = None

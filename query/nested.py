@@ -136,10 +136,10 @@ def _varint(wire: bytes, at: int, bytes_max: int) -> tuple[int, int]:
     if at < len(wire) and (number := wire[at]) < 0x80:  # nearly always
         return number, at + 1
     number = shift = 0
-    for at, byte in enumerate(wire[at : at + bytes_max], at + 1):
+    for stop, byte in enumerate(wire[at : at + bytes_max], at + 1):
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return number, at
+            return number, stop
         shift += 7
     raise ValueError("a number that is cut short")
 
@@ -156,6 +156,7 @@ _SCALARS: dict[int, Callable[[bytes], Value]] = {
     3 << 3 | _VARINT: _int64,
     4 << 3 | _I64: lambda content: float(struct.unpack("<d", content)[0]),
     7 << 3 | _LEN: lambda content: content,
+    8 << 3 | _VARINT: lambda _: None,  # string_value_strindex, which has a meaning in profiles only
 }
 _MEMBERS = frozenset((*_CONTAINERS, *_SCALARS))
 _TAG_BYTES_MAX = _LENGTH_BYTES_MAX = 5

@@ -22,7 +22,7 @@ _DECODERS: dict[bytes, Callable[[bytes], Value]] = {
     b"s": lambda text: text.decode(errors="replace"),
     b"i": int,
     b"d": float,
-    b"b": lambda text: text == b"1",
+    b"b": lambda text: text == b"true",
     b"a": lambda wire: Nested("array", wire),
     b"m": lambda wire: Nested("kvlist", wire),
     b"y": bytes,

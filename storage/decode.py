@@ -8,7 +8,7 @@ What was measured is in docs/decisions/0002-schema.md; what each column means, i
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,8 +52,55 @@ _RESOURCE = f"Tuple(attributes {_ATTRIBUTES}, dropped_attributes_count UInt32)"
 _RESOURCE_SPANS = f"Array(Tuple(resource {_RESOURCE}, scope_spans {_SCOPE_SPANS}, schema_url String))"
 FRAME = f"received_unix_nano UInt64, tenant String, request Tuple(resource_spans {_RESOURCE_SPANS})"
 
-# mapFromArrays builds the map from its parts as they are; CAST of a tuple of arrays takes twice as long.
-_MAP = "mapFromArrays({keys}, {values})"
+# What is read of each level, under the name it has from there on. Plain arrays instead of tuples: the engine's analysis
+# of a statement, a tenth of a second for this one and paid by every load, grows with the width of its types.
+_OF_RESOURCE = {
+    "resource": "resource.attributes",
+    "resource_dropped": "resource.dropped_attributes_count",
+    "resource_url": "schema_url",
+}
+_OF_SCOPE = {
+    "scope": "scope.attributes",
+    "scope_name": "scope.name",
+    "scope_version": "scope.version",
+    "scope_dropped": "scope.dropped_attributes_count",
+    "scope_url": "schema_url",
+}
+_OF_SPAN = {
+    "trace_id": "trace_id",
+    "span_id": "span_id",
+    "trace_state": "trace_state",
+    "parent_span_id": "parent_span_id",
+    "name": "name",
+    "kind": "kind",
+    "start": "start_time_unix_nano",
+    "end": "end_time_unix_nano",
+    "keys": "attributes.key",
+    "strings": "attributes.value.string_value",
+    "ints": "attributes.value.int_value",
+    "doubles": "attributes.value.double_value",
+    "bools": "attributes.value.bool_value",
+    "arrays": "attributes.value.array_value",
+    "kvlists": "attributes.value.kvlist_value",
+    "bytes": "attributes.value.bytes_value",
+    "dropped_attributes": "dropped_attributes_count",
+    "event_times": "events.time_unix_nano",
+    "event_names": "events.name",
+    "event_attributes": "events.attributes",
+    "event_dropped": "events.dropped_attributes_count",
+    "dropped_events": "dropped_events_count",
+    "link_traces": "links.trace_id",
+    "link_spans": "links.span_id",
+    "link_states": "links.trace_state",
+    "link_attributes": "links.attributes",
+    "link_dropped": "links.dropped_attributes_count",
+    "link_flags": "links.flags",
+    "dropped_links": "dropped_links_count",
+    "status_message": "status.message",
+    "status_code": "status.code",
+    "flags": "flags",
+}
+_ORIGIN_REST = ("resource_dropped", "resource_url", "scope_name", "scope_version", "scope_dropped", "scope_url")
 
 
 @dataclass(frozen=True)
@@ -92,23 +139,10 @@ def _strings(values: Sequence[str]) -> str:
 
 def _tagged(attributes: str) -> str:
     """A map of all attributes, each value one letter for its type and its text or wire bytes."""
-    names = "s, i, d, b, a, m, y"
-    letters = (
-        "concat('s', {0})",
-        "concat('i', toString({0}))",
-        "concat('d', toString({0}))",
-        "if({0}, 'b1', 'b0')",
-        "concat('a', {0})",
-        "concat('m', {0})",
-        "concat('y', {0})",
-    )
-    cases = ", ".join(
-        f"isNotNull({n}), " + letter.format(f"assumeNotNull({n})")
-        for n, letter in zip(names.split(", "), letters, strict=True)
-    )
-    members = ", ".join(f"{attributes}.value.{m}" for m in _MEMBERS)
-    values = f"arrayMap(({names}) -> multiIf({cases}, 'e'), {members})"
-    return _MAP.format(keys=f"{attributes}.key", values=values)
+    members = ", ".join(f"{attributes}.value.{member}" for member in _MEMBERS)
+    letters = ", ".join(f"concat('{letter}', {letter})" for letter in "sidbamy")  # NULL where the member is
+    values = f"arrayMap((s, i, d, b, a, m, y) -> coalesce({letters}, 'e'), {members})"
+    return f"mapFromArrays({attributes}.key, {values})"
 
 
 def _typed(mask: str, values: str, nullable: bool = True) -> str:
@@ -116,140 +150,154 @@ def _typed(mask: str, values: str, nullable: bool = True) -> str:
     picked = f"arrayFilter((x, picked) -> picked, {values}, {mask})"
     if nullable:
         picked = f"arrayMap(x -> assumeNotNull(x), {picked})"
-    return _MAP.format(keys=f"arrayFilter((k, picked) -> picked, Keys, {mask})", values=picked)
+    # mapFromArrays builds the map from its parts as they are; CAST of a tuple of arrays takes twice as long.
+    return f"mapFromArrays(arrayFilter((k, picked) -> picked, keys, {mask}), {picked})"
 
 
-# One resource, one scope, one span at a time; the array of a level is taken by its subcolumns, so that nothing wider
-# than needed is copied to the next.
-_RESOURCES = """
-    SELECT tenant, received, resource_spans.resource.attributes AS resource_attributes,
-        resource_spans.resource.dropped_attributes_count AS resource_dropped, resource_spans.schema_url AS resource_url,
-        resource_spans.scope_spans AS scope_spans
-    FROM
-    (
-        SELECT tenant, intDiv(received_unix_nano, 1000000000) AS received, request.resource_spans AS resource_spans
-        FROM file({path}, 'Protobuf', {frame})
-    )"""
+def _aliases(columns: dict[str, str]) -> str:
+    return ",\n    ".join(f"{expression} AS {name}" for name, expression in columns.items())
 
-_SCOPES = """
-    SELECT tenant, received, {resource_map} AS ResourceMap, substring(ResourceMap['service.name'], 2) AS service,
-        dropped AS resource_dropped, url AS resource_url, scopes
-    FROM ({resources}
+
+def _unfold(names: Iterable[str], level: int) -> str:
+    """ARRAY JOIN of columns that are still `level` arrays deep: `name2` becomes `name1`, and `name1` becomes `name`."""
+    return ", ".join(f"{name}{level} AS {name}{level - 1 or ''}" for name in names)
+
+
+def _frames(path: str) -> str:
+    """One row a frame: everything of a resource one array deep, of a scope two, of a span three."""
+    spans = "request.resource_spans"
+    columns = {"tenant": "tenant", "received": "intDiv(received_unix_nano, 1000000000)"}
+    columns |= {f"{name}1": f"{spans}.{field}" for name, field in _OF_RESOURCE.items()}
+    columns |= {f"{name}2": f"{spans}.scope_spans.{field}" for name, field in _OF_SCOPE.items()}
+    columns |= {f"{name}3": f"{spans}.scope_spans.spans.{field}" for name, field in _OF_SPAN.items()}
+    frame = "'" + FRAME.replace("'", "\\'") + "'"
+    return f"SELECT\n    {_aliases(columns)}\nFROM file({path}, 'Protobuf', {frame})"
+
+
+def _resources(path: str) -> str:
+    """One row a ResourceSpans."""
+    rest = ", ".join(
+        [*(n for n in _OF_RESOURCE if n != "resource"), *(f"{n}1" for n in _OF_SCOPE), *(f"{n}2" for n in _OF_SPAN)]
     )
-    ARRAY JOIN resource_attributes AS resource, resource_dropped AS dropped, resource_url AS url,
-        scope_spans AS scopes"""
-
-_ORIGINS = """
-    SELECT tenant, received, service, spans, length(spans) AS n, {scope_map} AS ScopeMap,
-        (resource_dropped, resource_url, scope_name, scope_version, scope_dropped, scope_url) AS origin_rest,
-        sipHash64(ResourceMap, ScopeMap, origin_rest) AS origin_id,
-        arrayResize([1], n) AS firsts,
-        arrayResize([ResourceMap], n) AS resource_maps,
-        arrayResize([origin_rest], n) AS rests,
-        arrayResize([ScopeMap], n) AS scope_maps
-    FROM ({scopes}
+    return (
+        f"SELECT tenant, received, {_tagged('resource')} AS resource_map, {rest}\nFROM\n(\n{_frames(path)}\n)\n"
+        f"ARRAY JOIN {_unfold(_OF_RESOURCE, 1)},\n    {_unfold(_OF_SCOPE, 2)},\n    {_unfold(_OF_SPAN, 3)}"
     )
-    ARRAY JOIN scopes.scope.name AS scope_name, scopes.scope.version AS scope_version,
-        scopes.scope.attributes AS scope, scopes.scope.dropped_attributes_count AS scope_dropped,
-        scopes.schema_url AS scope_url, scopes.spans AS spans"""
 
-_SPANS = """
-    SELECT tenant, received, service, span, origin_id, first, resource_map, rest, scope_map
-    FROM ({origins}
+
+def _scopes(path: str) -> str:
+    """One row a ScopeSpans. The arrays of `first` and the following hold something for its first span alone."""
+    columns = {
+        "tenant": "tenant",
+        "received": "received",
+        "service": "substring(resource_map['service.name'], 2)",
+        "scope_map": _tagged("scope"),
+        "rest": f"({', '.join(_ORIGIN_REST)})",
+        "origin_id": "sipHash64(resource_map, scope_map, rest)",
+        "first1": "arrayResize([1], length(trace_id1))",
+        "resource_map1": "arrayResize([resource_map], length(trace_id1))",
+        "scope_map1": "arrayResize([scope_map], length(trace_id1))",
+        "rest1": "arrayResize([rest], length(trace_id1))",
+    }
+    spans = ", ".join(f"{name}1" for name in _OF_SPAN)
+    return (
+        f"SELECT\n    {_aliases(columns)},\n    {spans}\nFROM\n(\n{_resources(path)}\n)\n"
+        f"ARRAY JOIN {_unfold(_OF_SCOPE, 1)},\n    {_unfold(_OF_SPAN, 2)}"
     )
-    ARRAY JOIN spans AS span, firsts AS first, resource_maps AS resource_map, rests AS rest, scope_maps AS scope_map"""
 
 
-def _with(rule: ContentRule) -> dict[str, str]:
-    """Names for what several columns need, in order."""
-    value, long = "span.attributes.value", rule.longer_than_bytes
-    return {
-        "Keys": "span.attributes.key",
-        "IsContent": f"arrayMap((k, s) -> {rule.sql()}, Keys, {value}.string_value)",
-        "IsInt": f"arrayMap(x -> isNotNull(x), {value}.int_value)",
-        "IsFloat": f"arrayMap(x -> isNotNull(x), {value}.double_value)",
-        "IsBool": f"arrayMap(x -> isNotNull(x), {value}.bool_value)",
-        "IsLight": f"arrayMap((s, heavy) -> isNotNull(s) AND NOT heavy, {value}.string_value, IsContent)",
-        "IsHeavy": f"arrayMap((s, heavy) -> isNotNull(s) AND heavy, {value}.string_value, IsContent)",
-        "IsOther": (
-            f"arrayMap((s, i, d, b) -> isNull(s) AND NOT (i OR d OR b), {value}.string_value, IsInt, IsFloat, IsBool)"
+def _spans(path: str, rule: ContentRule) -> str:
+    """One row a span, with what several columns of `ingest` need: which attributes are what, and the times."""
+    columns = {
+        "is_string": "arrayMap(x -> isNotNull(x), strings)",
+        "is_int": "arrayMap(x -> isNotNull(x), ints)",
+        "is_float": "arrayMap(x -> isNotNull(x), doubles)",
+        "is_bool": "arrayMap(x -> isNotNull(x), bools)",
+        "is_content": f"arrayMap((k, s) -> {rule.sql()}, keys, strings)",
+        "others": (
+            "arrayMap((a, m, y) -> coalesce(concat('a', a), concat('m', m), concat('y', y), 'e'),"
+            " arrays, kvlists, bytes)"
         ),
-        "Others": (
-            "arrayMap((a, m, y) -> multiIf(isNotNull(a), concat('a', assumeNotNull(a)), isNotNull(m),"
-            " concat('m', assumeNotNull(m)), isNotNull(y), concat('y', assumeNotNull(y)), 'e'),"
-            f" {value}.array_value, {value}.kvlist_value, {value}.bytes_value)"
-        ),
-        "IsOtherLight": (
-            f"arrayMap((o, heavy, v) -> o AND NOT heavy AND length(v) <= {long}, IsOther, IsContent, Others)"
-        ),
-        "IsOtherHeavy": (f"arrayMap((o, heavy, v) -> o AND (heavy OR length(v) > {long}), IsOther, IsContent, Others)"),
-        "Start": "span.start_time_unix_nano",
-        "End": "span.end_time_unix_nano",
         # A start that is missing is the end, or else the arrival: near its neighbours, not in 1970.
-        "Begin": f"least(multiIf(Start > 0, Start, End > 0, End, received * 1000000000), {START_MAX_UNIX_NANO})",
-        "Finish": f"if(End = 0, Begin, least(End, {INT64_MAX}))",
-        "Time": "fromUnixTimestamp64Nano(toInt64(Begin), 'UTC')",
-        "Arrival": "toDateTime(received, 'UTC')",
+        "begin": f"least(multiIf(start > 0, start, end > 0, end, received * 1000000000), {START_MAX_UNIX_NANO})",
+        "arrival": "toDateTime(received, 'UTC')",
     }
+    once = ("first", "resource_map", "scope_map", "rest")
+    return (
+        f"SELECT\n    tenant, received, service, origin_id, {', '.join((*once, *_OF_SPAN))},\n    {_aliases(columns)}\n"
+        f"FROM\n(\n{_scopes(path)}\n)\nARRAY JOIN {_unfold((*once, *_OF_SPAN), 1)}"
+    )
 
 
-def _columns() -> dict[str, str]:
-    """Column of `ingest` → expression, in the order of the table."""
-    value = "span.attributes.value"
-    rest = {name: f"rest.{i}" for i, name in enumerate(_REST, start=1)}
-    return {
-        "Tenant": "tenant",
-        "Day": f"if(abs(toDate(Time) - toDate(Arrival)) <= {NEAR_DAYS}, toDate(Time), toDate(0))",
-        "Timestamp": "Time",
-        "TraceId": "toFixedString(span.trace_id, 16)",
-        "SpanId": "toFixedString(span.span_id, 8)",
-        "ParentSpanId": "toFixedString(span.parent_span_id, 8)",
-        "ServiceName": "service",
-        "SpanName": "span.name",
-        "Kind": "span.kind",
-        "Duration": "toInt64(Finish) - toInt64(Begin)",
-        "StatusCode": "span.status.code",
-        "StatusMessage": "span.status.message",
-        "TraceState": "span.trace_state",
-        "Flags": "span.flags",
-        "StringAttributes": _typed("IsLight", f"{value}.string_value"),
-        "IntAttributes": _typed("IsInt", f"{value}.int_value"),
-        "FloatAttributes": _typed("IsFloat", f"{value}.double_value"),
-        "BoolAttributes": _typed("IsBool", f"{value}.bool_value"),
-        "OtherAttributes": _typed("IsOtherLight", "Others", nullable=False),
-        "DroppedAttributesCount": "span.dropped_attributes_count",
-        "EventTimes": "span.events.time_unix_nano",
-        "EventNames": "CAST(span.events.name, 'Array(LowCardinality(String))')",
-        "EventAttributes": f"arrayMap(x -> {_tagged('x')}, span.events.attributes)",
-        "EventDroppedAttributesCounts": "span.events.dropped_attributes_count",
-        "DroppedEventsCount": "span.dropped_events_count",
-        "LinkTraceIds": "span.links.trace_id",
-        "LinkSpanIds": "span.links.span_id",
-        "LinkTraceStates": "span.links.trace_state",
-        "LinkAttributes": f"arrayMap(x -> {_tagged('x')}, span.links.attributes)",
-        "LinkDroppedAttributesCounts": "span.links.dropped_attributes_count",
-        "LinkFlags": "span.links.flags",
-        "DroppedLinksCount": "span.dropped_links_count",
-        "TimeFlags": "toUInt8((Begin != Start) + 2 * (Finish != End) + 4 * (End > 0 AND End < Start) + 8 * (End = 0))",
-        "StartSent": "if(Begin != Start, Start, 0)",
-        "EndSent": "if(Finish != End, End, 0)",
-        "OriginId": "origin_id",
-        "Received": "Arrival",
-        "Content": _typed("IsHeavy", f"{value}.string_value"),
-        "OtherContent": _typed("IsOtherHeavy", "Others", nullable=False),
-        "OriginFirst": "first",
-        "ResourceAttributes": "resource_map",
-        "ResourceDroppedAttributesCount": rest["resource_dropped"],
-        "ResourceSchemaUrl": rest["resource_url"],
-        "ScopeName": rest["scope_name"],
-        "ScopeVersion": rest["scope_version"],
-        "ScopeAttributes": "scope_map",
-        "ScopeDroppedAttributesCount": rest["scope_dropped"],
-        "ScopeSchemaUrl": rest["scope_url"],
+def _sorted_out(path: str, rule: ContentRule) -> str:
+    """The same, with the masks that follow from those."""
+    columns = {
+        "is_light": "arrayMap((s, heavy) -> s AND NOT heavy, is_string, is_content)",
+        "is_heavy": "arrayMap((s, heavy) -> s AND heavy, is_string, is_content)",
+        "is_other": "arrayMap((s, i, d, b) -> NOT (s OR i OR d OR b), is_string, is_int, is_float, is_bool)",
+        "is_long": f"arrayMap((heavy, v) -> heavy OR length(v) > {rule.longer_than_bytes}, is_content, others)",
+        "finish": f"if(end = 0, begin, least(end, {INT64_MAX}))",
+        "time": "fromUnixTimestamp64Nano(toInt64(begin), 'UTC')",
     }
+    return f"SELECT\n    *,\n    {_aliases(columns)}\nFROM\n(\n{_spans(path, rule)}\n)"
 
 
-_REST = ("resource_dropped", "resource_url", "scope_name", "scope_version", "scope_dropped", "scope_url")
+_COLUMNS = {
+    "Tenant": "tenant",
+    "Day": f"if(abs(toDate(time) - toDate(arrival)) <= {NEAR_DAYS}, toDate(time), toDate(0))",
+    "Timestamp": "time",
+    "TraceId": "toFixedString(trace_id, 16)",
+    "SpanId": "toFixedString(span_id, 8)",
+    "ParentSpanId": "toFixedString(parent_span_id, 8)",
+    "ServiceName": "service",
+    "SpanName": "name",
+    "Kind": "kind",
+    "Duration": "toInt64(finish) - toInt64(begin)",
+    "StatusCode": "status_code",
+    "StatusMessage": "status_message",
+    "TraceState": "trace_state",
+    "Flags": "flags",
+    "StringAttributes": _typed("is_light", "strings"),
+    "IntAttributes": _typed("is_int", "ints"),
+    "FloatAttributes": _typed("is_float", "doubles"),
+    "BoolAttributes": _typed("is_bool", "bools"),
+    "OtherAttributes": _typed("arrayMap((o, long) -> o AND NOT long, is_other, is_long)", "others", nullable=False),
+    "DroppedAttributesCount": "dropped_attributes",
+    "EventTimes": "event_times",
+    "EventNames": "event_names",
+    "EventAttributes": f"arrayMap(x -> {_tagged('x')}, event_attributes)",
+    "EventDroppedAttributesCounts": "event_dropped",
+    "DroppedEventsCount": "dropped_events",
+    "LinkTraceIds": "link_traces",
+    "LinkSpanIds": "link_spans",
+    "LinkTraceStates": "link_states",
+    "LinkAttributes": f"arrayMap(x -> {_tagged('x')}, link_attributes)",
+    "LinkDroppedAttributesCounts": "link_dropped",
+    "LinkFlags": "link_flags",
+    "DroppedLinksCount": "dropped_links",
+    "TimeFlags": "toUInt8((begin != start) + 2 * (finish != end) + 4 * (end > 0 AND end < start) + 8 * (end = 0))",
+    "StartSent": "if(begin != start, start, 0)",
+    "EndSent": "if(finish != end, end, 0)",
+    "OriginId": "origin_id",
+    "Received": "arrival",
+    "Content": _typed("is_heavy", "strings"),
+    "OtherContent": _typed("arrayMap((o, long) -> o AND long, is_other, is_long)", "others", nullable=False),
+    "OriginFirst": "first",
+    "ResourceAttributes": "resource_map",
+    "ScopeAttributes": "scope_map",
+    **{
+        column: f"rest.{_ORIGIN_REST.index(name) + 1}"
+        for column, name in {
+            "ResourceDroppedAttributesCount": "resource_dropped",
+            "ResourceSchemaUrl": "resource_url",
+            "ScopeName": "scope_name",
+            "ScopeVersion": "scope_version",
+            "ScopeDroppedAttributesCount": "scope_dropped",
+            "ScopeSchemaUrl": "scope_url",
+        }.items()
+    },
+}
+"""Column of `ingest` → expression."""
 
 
 @cache
@@ -267,16 +315,8 @@ def _settings() -> str:
 
 
 @cache
-def _select_from(path_placeholder: str) -> str:
-    rule = content_rule()
-    frame = "'" + FRAME.replace("'", "\\'") + "'"
-    resources = _RESOURCES.format(path=path_placeholder, frame=frame)
-    scopes = _SCOPES.format(resource_map=_tagged("resource"), resources=resources)
-    origins = _ORIGINS.format(scope_map=_tagged("scope"), scopes=scopes)
-    spans = _SPANS.format(origins=origins)
-    names = ",\n    ".join(f"{expression} AS {name}" for name, expression in _with(rule).items())
-    columns = ",\n    ".join(f"{expression} AS {name}" for name, expression in _columns().items())
-    return f"WITH\n    {names}\nSELECT\n    {columns}\nFROM ({spans}\n)"
+def _select_from(path: str) -> str:
+    return f"SELECT\n    {_aliases(_COLUMNS)}\nFROM\n(\n{_sorted_out(path, content_rule())}\n)"
 
 
 def insert(path: Path, token: str) -> str:
@@ -285,6 +325,6 @@ def insert(path: Path, token: str) -> str:
     `path` is absolute and, like `token`, made of the WAL's own file names: both are quoted all the same.
     """
     select = _select_from("{path}").replace("{path}", _strings([str(path)]))
-    columns = ", ".join(_columns())
+    columns = ", ".join(_COLUMNS)
     settings = f"{_settings()}, insert_deduplication_token = {_strings([token])}"
     return f"INSERT INTO spanhouse.ingest ({columns})\n{select}\nSETTINGS {settings}"

@@ -54,6 +54,6 @@ LIMIT {limit:UInt64}
 -- tagged0 = ['s7', 'i7', 'd7']
 -- key1 = 'input.value'
 -- value1 = 'true'
--- tagged1 = ['strue', 'b1']
+-- tagged1 = ['strue', 'btrue']
 -- min_duration = 1
 -- max_duration = 2
