@@ -90,7 +90,7 @@ class Settings(BaseSettings):
         ByteSize(512 * MIB), description="Memory that one query may use; beyond it the query is refused."
     )
     query_timeout_s: Seconds = Field(30, description="Time after which a query is given up.")
-    trace_spans_max: Count = Field(1_000_000, description="Most spans of a trace in one answer.")
+    trace_spans_max: Count = Field(200_000, description="Most spans of a trace in one answer.")
     shutdown_timeout_s: Seconds = Field(
         30,
         description="Time to load what is in the log when the program stops; the rest is loaded after the next start.",

@@ -4,6 +4,7 @@ Every value is a bound parameter. The list is read in windows of start time, new
 groups more traces than it must; within a window a trace is taken by its earliest start.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -154,15 +155,9 @@ def _attribute(i: int, key: str, value: str, parameters: dict[str, Any], rule: C
 
 
 def _whole(text: str) -> int | None:
-    try:
-        number = int(text)
-    except ValueError:
-        return None
-    return number if INT64_MIN <= number <= INT64_MAX else None
+    number = int(text) if re.fullmatch(r"-?[0-9]{1,19}", text) else None
+    return number if number is not None and INT64_MIN <= number <= INT64_MAX else None
 
 
 def _real(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return float(text) if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", text) else None

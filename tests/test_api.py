@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import gzip
 import json
+import re
 import socket
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import pytest
@@ -126,7 +128,7 @@ def test_a_trace_as_a_tree_is_the_default(client, reader):
     assert [len(one["children"]) for one in answer["spans"]] == [1, 0]
     assert answer["integrity"]["orphans"] == {"0000000000000009": ["0000000000000003"]}
     assert client.get(TRACE, params={"format": "tree"}).json() == answer
-    assert reader.asked[0] == ("default", TRACE_ID, True, 1_000_001)
+    assert reader.asked[0] == ("default", TRACE_ID, True, 200_001)
 
 
 def test_a_trace_flat(client):
@@ -198,8 +200,13 @@ def test_a_trace_larger_than_the_bound_is_cut_and_says_so(reader):
             False,
         )
         assert reader.asked[0][3] == 3
+        as_otlp = client.get(TRACE, params={"format": "otlp"})
+        assert len(as_otlp.json()["resourceSpans"][0]["scopeSpans"][0]["spans"]) == 2
+        assert as_otlp.headers["x-spanhouse-truncated"] == "true"
     with serving(create_app(reader, dict, trace_spans_max=3)) as url, connected(url) as client:
-        assert client.get(TRACE).json()["integrity"]["truncated"] is False
+        answer = client.get(TRACE)
+        assert answer.json()["integrity"]["truncated"] is False
+        assert "x-spanhouse-truncated" not in answer.headers
 
 
 # The list
@@ -341,9 +348,9 @@ def test_a_trace_parameter_that_cannot_be_taken(client, reader, query, message):
 
 
 def test_a_cursor_of_another_list(client, reader):
-    reader.failure = BadCursor("it belongs to other filters")
+    reader.failure = BadCursor("cannot use this cursor with other filters")
     error = error_of(client.get(LIST, params={"cursor": "x"}), 400)
-    assert error["message"] == "cannot take the cursor: it belongs to other filters; begin again without one"
+    assert error["message"] == "cannot use this cursor with other filters"
 
 
 # Errors of all kinds
@@ -433,6 +440,20 @@ def test_openapi_is_complete(client):
     assert document["components"]["schemas"]["Span"]["properties"]["children"]["items"] == {
         "$ref": "#/components/schemas/Span"
     }
+
+
+def test_the_examples_in_the_documentation_are_true(client, reader):
+    page = (Path(__file__).parent.parent / "docs" / "query.md").read_text()
+    reader.traces["team-a", TRACE_ID] = reader.traces["default", TRACE_ID]
+    urls = re.findall(r"curl [^\n]*'http://127.0.0.1:4320(/[^']*)'", page)
+    assert len(urls) == page.count("curl -s")
+    for url in urls:
+        assert client.get(url, headers={"x-spanhouse-tenant": "team-a"}).status_code == 200, url
+    shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
+    for block, model in zip(shown, (answers.Trace, answers.TraceList, answers.ErrorAnswer), strict=True):
+        model.model_validate(block)
+    assert list(shown[0]) == list(client.get(TRACE).json())
+    assert list(shown[0]["spans"][0]) == list(client.get(TRACE).json()["spans"][0])
 
 
 # Streaming

@@ -16,6 +16,7 @@ from program import Program
 from prometheus_client.parser import text_string_to_metric_families
 
 import spanhouse as program
+from query.api import create_app
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -74,6 +75,20 @@ def test_every_endpoint_is_documented(spanhouse: Program) -> None:
     for path, methods in httpx.get(f"{spanhouse.http}/openapi.json").json()["paths"].items():
         for method in methods:
             assert f"{method.upper()} {path}" in text, f"docs/*.md do not name `{method.upper()} {path}`"
+
+
+def test_query_page_names_every_parameter_and_field() -> None:
+    text = (DOCS / "query.md").read_text()
+    document = create_app(None, dict).openapi()  # no reader: nothing is asked
+    parameters = {
+        parameter["name"]
+        for path in document["paths"].values()
+        for parameter in path["get"].get("parameters", [])
+        if parameter["in"] != "path"
+    }
+    fields = {name for schema in document["components"]["schemas"].values() for name in schema.get("properties", {})}
+    named = set(re.findall(r"[\w.<>-]+", text))
+    assert not (parameters | fields) - named, "docs/query.md does not name them"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -166,13 +166,13 @@ def protobuf(found: list[Span]) -> TracesData:
 
 
 @given(requests)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_protobuf_comes_back_as_it_was_sent(data):
     assert each_with_its_origin(protobuf(stored(data))) == each_with_its_origin(data)
 
 
 @given(requests)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_json_comes_back_as_it_was_sent(data):
     body = b"".join(otlp.json_pieces(stored(data)))
     assert each_with_its_origin(read_json(body)) == each_with_its_origin(data)
