@@ -1,4 +1,4 @@
-"""Reads traces from the store: one whole, or a page of the list. Stateless; runs on the threads of the API."""
+"""Reads traces from the store: one whole, or a page of the list. Runs on the threads of the API."""
 
 import base64
 import hashlib
@@ -15,7 +15,10 @@ from query import rows
 from query.listing import BOUNDS, EARLIER, INT64_MAX, list_sql, windows
 from query.model import BadCursor, TraceFilter, TracePage, TraceSummary
 from storage.engine import Engine
-from storage.spans import Span
+from storage.spans import Resource, Scope, Span
+
+ORIGINS_CACHED_MAX = 2_000
+"""Resources with their scopes that are kept in memory, a few kilobytes each; past it they are asked for again."""
 
 
 @cache
@@ -29,6 +32,7 @@ class Traces:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._origins: dict[str, dict[int, tuple[Resource, Scope]]] = {}
 
     def spans_of(self, tenant: str, trace_id: bytes, content: bool, limit: int) -> list[Span]:
         """Spans of one trace by start, at most `limit`, each once; without content attributes if not `content`.
@@ -44,8 +48,18 @@ class Traces:
         if not columns:
             return []
         payload = rows.content(self._engine.read(tenant, sql("trace_content"), asked)) if content else {}
-        origins = self._engine.read(tenant, sql("origins"), {"origins": sorted(set(columns[rows.ORIGIN]))})
-        return rows.spans(trace_id, columns, rows.origins(origins), payload)
+        return rows.spans(trace_id, columns, self._origins_of(tenant, set(columns[rows.ORIGIN])), payload)
+
+    def _origins_of(self, tenant: str, wanted: set[int]) -> dict[int, tuple[Resource, Scope]]:
+        """Resource and scope by origin id. An id is the hash of its content, so what is known stays true."""
+        known = self._origins.get(tenant, {})
+        if unknown := wanted - known.keys():
+            found = rows.origins(self._engine.read(tenant, sql("origins"), {"origins": sorted(unknown)}))
+            known = {**known, **found}
+            if sum(map(len, list(self._origins.values()))) > ORIGINS_CACHED_MAX:
+                self._origins = {}
+            self._origins[tenant] = known if len(known) <= ORIGINS_CACHED_MAX else found
+        return known
 
     def list_traces(self, tenant: str, filters: TraceFilter, limit: int, cursor: str | None) -> TracePage:
         """A page of the list, newest first.

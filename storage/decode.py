@@ -145,13 +145,15 @@ def _tagged(attributes: str) -> str:
     return f"mapFromArrays({attributes}.key, {values})"
 
 
-def _typed(mask: str, values: str, nullable: bool = True) -> str:
-    """A map of the attributes that `mask` picks, with `values` of one type."""
-    picked = f"arrayFilter((x, picked) -> picked, {values}, {mask})"
-    if nullable:
+def _typed(values: str, which: str, *masks: str) -> str:
+    """A map of the attributes for which `which` holds: a condition on the value x and on the masks p, q."""
+    arguments = ", ".join(["x", *("p", "q")[: len(masks)]])
+    also = "".join(f", {mask}" for mask in masks)
+    picked = f"arrayFilter(({arguments}) -> {which}, {values}{also})"
+    if values != "others":
         picked = f"arrayMap(x -> assumeNotNull(x), {picked})"
     # mapFromArrays builds the map from its parts as they are; CAST of a tuple of arrays takes twice as long.
-    return f"mapFromArrays(arrayFilter((k, picked) -> picked, keys, {mask}), {picked})"
+    return f"mapFromArrays(arrayFilter((k, {arguments}) -> {which}, keys, {values}{also}), {picked})"
 
 
 def _aliases(columns: dict[str, str]) -> str:
@@ -208,18 +210,21 @@ def _scopes(path: str) -> str:
 
 def _spans(path: str, rule: ContentRule) -> str:
     """One row a span, with what several columns of `ingest` need: which attributes are what, and the times."""
+    begin = f"least(multiIf(start > 0, start, end > 0, end, received * 1000000000), {START_MAX_UNIX_NANO})"
     columns = {
-        "is_string": "arrayMap(x -> isNotNull(x), strings)",
-        "is_int": "arrayMap(x -> isNotNull(x), ints)",
-        "is_float": "arrayMap(x -> isNotNull(x), doubles)",
-        "is_bool": "arrayMap(x -> isNotNull(x), bools)",
         "is_content": f"arrayMap((k, s) -> {rule.sql()}, keys, strings)",
+        "is_other": (
+            "arrayMap((s, i, d, b) -> isNull(s) AND isNull(i) AND isNull(d) AND isNull(b),"
+            " strings, ints, doubles, bools)"
+        ),
         "others": (
             "arrayMap((a, m, y) -> coalesce(concat('a', a), concat('m', m), concat('y', y), 'e'),"
             " arrays, kvlists, bytes)"
         ),
         # A start that is missing is the end, or else the arrival: near its neighbours, not in 1970.
-        "begin": f"least(multiIf(start > 0, start, end > 0, end, received * 1000000000), {START_MAX_UNIX_NANO})",
+        "begin": f"toInt64({begin})",
+        "finish": f"if(end = 0, begin, toInt64(least(end, {INT64_MAX})))",
+        "time": "fromUnixTimestamp64Nano(begin, 'UTC')",
         "arrival": "toDateTime(received, 'UTC')",
     }
     once = ("first", "resource_map", "scope_map", "rest")
@@ -229,18 +234,7 @@ def _spans(path: str, rule: ContentRule) -> str:
     )
 
 
-def _sorted_out(path: str, rule: ContentRule) -> str:
-    """The same, with the masks that follow from those."""
-    columns = {
-        "is_light": "arrayMap((s, heavy) -> s AND NOT heavy, is_string, is_content)",
-        "is_heavy": "arrayMap((s, heavy) -> s AND heavy, is_string, is_content)",
-        "is_other": "arrayMap((s, i, d, b) -> NOT (s OR i OR d OR b), is_string, is_int, is_float, is_bool)",
-        "is_long": f"arrayMap((heavy, v) -> heavy OR length(v) > {rule.longer_than_bytes}, is_content, others)",
-        "finish": f"if(end = 0, begin, least(end, {INT64_MAX}))",
-        "time": "fromUnixTimestamp64Nano(toInt64(begin), 'UTC')",
-    }
-    return f"SELECT\n    *,\n    {_aliases(columns)}\nFROM\n(\n{_spans(path, rule)}\n)"
-
+LONG = f"length(x) > {content_rule().longer_than_bytes}"
 
 _COLUMNS = {
     "Tenant": "tenant",
@@ -252,16 +246,16 @@ _COLUMNS = {
     "ServiceName": "service",
     "SpanName": "name",
     "Kind": "kind",
-    "Duration": "toInt64(finish) - toInt64(begin)",
+    "Duration": "finish - begin",
     "StatusCode": "status_code",
     "StatusMessage": "status_message",
     "TraceState": "trace_state",
     "Flags": "flags",
-    "StringAttributes": _typed("is_light", "strings"),
-    "IntAttributes": _typed("is_int", "ints"),
-    "FloatAttributes": _typed("is_float", "doubles"),
-    "BoolAttributes": _typed("is_bool", "bools"),
-    "OtherAttributes": _typed("arrayMap((o, long) -> o AND NOT long, is_other, is_long)", "others", nullable=False),
+    "StringAttributes": _typed("strings", "isNotNull(x) AND NOT p", "is_content"),
+    "IntAttributes": _typed("ints", "isNotNull(x)"),
+    "FloatAttributes": _typed("doubles", "isNotNull(x)"),
+    "BoolAttributes": _typed("bools", "isNotNull(x)"),
+    "OtherAttributes": _typed("others", f"p AND NOT (q OR {LONG})", "is_other", "is_content"),
     "DroppedAttributesCount": "dropped_attributes",
     "EventTimes": "event_times",
     "EventNames": "event_names",
@@ -280,8 +274,8 @@ _COLUMNS = {
     "EndSent": "if(finish != end, end, 0)",
     "OriginId": "origin_id",
     "Received": "arrival",
-    "Content": _typed("is_heavy", "strings"),
-    "OtherContent": _typed("arrayMap((o, long) -> o AND long, is_other, is_long)", "others", nullable=False),
+    "Content": _typed("strings", "isNotNull(x) AND p", "is_content"),
+    "OtherContent": _typed("others", f"p AND (q OR {LONG})", "is_other", "is_content"),
     "OriginFirst": "first",
     "ResourceAttributes": "resource_map",
     "ScopeAttributes": "scope_map",
@@ -316,7 +310,7 @@ def _settings() -> str:
 
 @cache
 def _select_from(path: str) -> str:
-    return f"SELECT\n    {_aliases(_COLUMNS)}\nFROM\n(\n{_sorted_out(path, content_rule())}\n)"
+    return f"SELECT\n    {_aliases(_COLUMNS)}\nFROM\n(\n{_spans(path, content_rule())}\n)"
 
 
 def insert(path: Path, token: str) -> str:

@@ -9,16 +9,16 @@ SELECT
     service AS ServiceName,
     name AS SpanName,
     kind AS Kind,
-    toInt64(finish) - toInt64(begin) AS Duration,
+    finish - begin AS Duration,
     status_code AS StatusCode,
     status_message AS StatusMessage,
     trace_state AS TraceState,
     flags AS Flags,
-    mapFromArrays(arrayFilter((k, picked) -> picked, keys, is_light), arrayMap(x -> assumeNotNull(x), arrayFilter((x, picked) -> picked, strings, is_light))) AS StringAttributes,
-    mapFromArrays(arrayFilter((k, picked) -> picked, keys, is_int), arrayMap(x -> assumeNotNull(x), arrayFilter((x, picked) -> picked, ints, is_int))) AS IntAttributes,
-    mapFromArrays(arrayFilter((k, picked) -> picked, keys, is_float), arrayMap(x -> assumeNotNull(x), arrayFilter((x, picked) -> picked, doubles, is_float))) AS FloatAttributes,
-    mapFromArrays(arrayFilter((k, picked) -> picked, keys, is_bool), arrayMap(x -> assumeNotNull(x), arrayFilter((x, picked) -> picked, bools, is_bool))) AS BoolAttributes,
-    mapFromArrays(arrayFilter((k, picked) -> picked, keys, arrayMap((o, long) -> o AND NOT long, is_other, is_long)), arrayFilter((x, picked) -> picked, others, arrayMap((o, long) -> o AND NOT long, is_other, is_long))) AS OtherAttributes,
+    mapFromArrays(arrayFilter((k, x, p) -> isNotNull(x) AND NOT p, keys, strings, is_content), arrayMap(x -> assumeNotNull(x), arrayFilter((x, p) -> isNotNull(x) AND NOT p, strings, is_content))) AS StringAttributes,
+    mapFromArrays(arrayFilter((k, x) -> isNotNull(x), keys, ints), arrayMap(x -> assumeNotNull(x), arrayFilter((x) -> isNotNull(x), ints))) AS IntAttributes,
+    mapFromArrays(arrayFilter((k, x) -> isNotNull(x), keys, doubles), arrayMap(x -> assumeNotNull(x), arrayFilter((x) -> isNotNull(x), doubles))) AS FloatAttributes,
+    mapFromArrays(arrayFilter((k, x) -> isNotNull(x), keys, bools), arrayMap(x -> assumeNotNull(x), arrayFilter((x) -> isNotNull(x), bools))) AS BoolAttributes,
+    mapFromArrays(arrayFilter((k, x, p, q) -> p AND NOT (q OR length(x) > 1024), keys, others, is_other, is_content), arrayFilter((x, p, q) -> p AND NOT (q OR length(x) > 1024), others, is_other, is_content)) AS OtherAttributes,
     dropped_attributes AS DroppedAttributesCount,
     event_times AS EventTimes,
     event_names AS EventNames,
@@ -37,8 +37,8 @@ SELECT
     if(finish != end, end, 0) AS EndSent,
     origin_id AS OriginId,
     arrival AS Received,
-    mapFromArrays(arrayFilter((k, picked) -> picked, keys, is_heavy), arrayMap(x -> assumeNotNull(x), arrayFilter((x, picked) -> picked, strings, is_heavy))) AS Content,
-    mapFromArrays(arrayFilter((k, picked) -> picked, keys, arrayMap((o, long) -> o AND long, is_other, is_long)), arrayFilter((x, picked) -> picked, others, arrayMap((o, long) -> o AND long, is_other, is_long))) AS OtherContent,
+    mapFromArrays(arrayFilter((k, x, p) -> isNotNull(x) AND p, keys, strings, is_content), arrayMap(x -> assumeNotNull(x), arrayFilter((x, p) -> isNotNull(x) AND p, strings, is_content))) AS Content,
+    mapFromArrays(arrayFilter((k, x, p, q) -> p AND (q OR length(x) > 1024), keys, others, is_other, is_content), arrayFilter((x, p, q) -> p AND (q OR length(x) > 1024), others, is_other, is_content)) AS OtherContent,
     first AS OriginFirst,
     resource_map AS ResourceAttributes,
     scope_map AS ScopeAttributes,
@@ -51,24 +51,13 @@ SELECT
 FROM
 (
 SELECT
-    *,
-    arrayMap((s, heavy) -> s AND NOT heavy, is_string, is_content) AS is_light,
-    arrayMap((s, heavy) -> s AND heavy, is_string, is_content) AS is_heavy,
-    arrayMap((s, i, d, b) -> NOT (s OR i OR d OR b), is_string, is_int, is_float, is_bool) AS is_other,
-    arrayMap((heavy, v) -> heavy OR length(v) > 1024, is_content, others) AS is_long,
-    if(end = 0, begin, least(end, 9223372036854775807)) AS finish,
-    fromUnixTimestamp64Nano(toInt64(begin), 'UTC') AS time
-FROM
-(
-SELECT
     tenant, received, service, origin_id, first, resource_map, scope_map, rest, trace_id, span_id, trace_state, parent_span_id, name, kind, start, end, keys, strings, ints, doubles, bools, arrays, kvlists, bytes, dropped_attributes, event_times, event_names, event_attributes, event_dropped, dropped_events, link_traces, link_spans, link_states, link_attributes, link_dropped, link_flags, dropped_links, status_message, status_code, flags,
-    arrayMap(x -> isNotNull(x), strings) AS is_string,
-    arrayMap(x -> isNotNull(x), ints) AS is_int,
-    arrayMap(x -> isNotNull(x), doubles) AS is_float,
-    arrayMap(x -> isNotNull(x), bools) AS is_bool,
     arrayMap((k, s) -> k IN ('gen_ai.input.messages', 'gen_ai.output.messages', 'gen_ai.system_instructions', 'gen_ai.tool.definitions', 'gen_ai.tool.call.arguments', 'gen_ai.tool.call.result', 'gen_ai.prompt', 'gen_ai.completion', 'gen_ai.task.input', 'gen_ai.task.output', 'gen_ai.retrieval.documents', 'input.value', 'output.value', 'llm.invocation_parameters', 'llm.prompt_template.template', 'llm.prompt_template.variables', 'tool.parameters', 'tool.json_schema', 'embedding.text', 'mlflow.spanInputs', 'mlflow.spanOutputs', 'mlflow.chat.tools', 'mlflow.traceInputs', 'mlflow.traceOutputs', 'langfuse.observation.input', 'langfuse.observation.output', 'langfuse.trace.input', 'langfuse.trace.output', 'traceloop.entity.input', 'traceloop.entity.output', 'braintrust.input', 'braintrust.output', 'braintrust.input_json', 'braintrust.output_json', 'ai.prompt', 'ai.prompt.messages', 'ai.prompt.tools', 'ai.response.text', 'ai.response.object', 'ai.response.toolCalls', 'ai.toolCall.args', 'ai.toolCall.result', 'ai.value', 'ai.values', 'ai.embedding', 'ai.embeddings', 'ai.ranking', 'pydantic_ai.all_messages', 'all_messages_events', 'final_result', 'tool_arguments', 'tool_response', 'model_request_parameters', 'logfire.json_schema', 'request_data', 'response_data', 'events', 'gcp.vertex.agent.llm_request', 'gcp.vertex.agent.llm_response', 'gcp.vertex.agent.tool_call_args', 'gcp.vertex.agent.tool_response', 'weave.input.messages', 'weave.output.messages', 'lmnr.span.input', 'lmnr.span.output', 'langwatch.input', 'langwatch.output', 'langwatch.rag_contexts', 'lk.chat_ctx', 'lk.response.text', 'system_prompt', 'system_prompt_preview', 'user_prompt', 'tool_input', 'new_context', 'response.model_output', 'invocation_params', 'input', 'output', 'tools', 'message_context') OR (substringIndex(k, '.', 2) IN ('llm.input_messages', 'llm.output_messages', 'llm.prompts', 'llm.choices', 'llm.tools', 'gen_ai.prompt', 'gen_ai.completion', 'retrieval.documents', 'embedding.embeddings', 'reranker.input_documents', 'reranker.output_documents') AND k NOT IN ('gen_ai.prompt.name', 'gen_ai.prompt.version', 'gen_ai.prompt.id')) OR length(assumeNotNull(s)) > 1024, keys, strings) AS is_content,
+    arrayMap((s, i, d, b) -> isNull(s) AND isNull(i) AND isNull(d) AND isNull(b), strings, ints, doubles, bools) AS is_other,
     arrayMap((a, m, y) -> coalesce(concat('a', a), concat('m', m), concat('y', y), 'e'), arrays, kvlists, bytes) AS others,
-    least(multiIf(start > 0, start, end > 0, end, received * 1000000000), 4294967295000000000) AS begin,
+    toInt64(least(multiIf(start > 0, start, end > 0, end, received * 1000000000), 4294967295000000000)) AS begin,
+    if(end = 0, begin, toInt64(least(end, 9223372036854775807))) AS finish,
+    fromUnixTimestamp64Nano(begin, 'UTC') AS time,
     toDateTime(received, 'UTC') AS arrival
 FROM
 (
@@ -148,6 +137,5 @@ ARRAY JOIN scope1 AS scope, scope_name1 AS scope_name, scope_version1 AS scope_v
     trace_id2 AS trace_id1, span_id2 AS span_id1, trace_state2 AS trace_state1, parent_span_id2 AS parent_span_id1, name2 AS name1, kind2 AS kind1, start2 AS start1, end2 AS end1, keys2 AS keys1, strings2 AS strings1, ints2 AS ints1, doubles2 AS doubles1, bools2 AS bools1, arrays2 AS arrays1, kvlists2 AS kvlists1, bytes2 AS bytes1, dropped_attributes2 AS dropped_attributes1, event_times2 AS event_times1, event_names2 AS event_names1, event_attributes2 AS event_attributes1, event_dropped2 AS event_dropped1, dropped_events2 AS dropped_events1, link_traces2 AS link_traces1, link_spans2 AS link_spans1, link_states2 AS link_states1, link_attributes2 AS link_attributes1, link_dropped2 AS link_dropped1, link_flags2 AS link_flags1, dropped_links2 AS dropped_links1, status_message2 AS status_message1, status_code2 AS status_code1, flags2 AS flags1
 )
 ARRAY JOIN first1 AS first, resource_map1 AS resource_map, scope_map1 AS scope_map, rest1 AS rest, trace_id1 AS trace_id, span_id1 AS span_id, trace_state1 AS trace_state, parent_span_id1 AS parent_span_id, name1 AS name, kind1 AS kind, start1 AS start, end1 AS end, keys1 AS keys, strings1 AS strings, ints1 AS ints, doubles1 AS doubles, bools1 AS bools, arrays1 AS arrays, kvlists1 AS kvlists, bytes1 AS bytes, dropped_attributes1 AS dropped_attributes, event_times1 AS event_times, event_names1 AS event_names, event_attributes1 AS event_attributes, event_dropped1 AS event_dropped, dropped_events1 AS dropped_events, link_traces1 AS link_traces, link_spans1 AS link_spans, link_states1 AS link_states, link_attributes1 AS link_attributes, link_dropped1 AS link_dropped, link_flags1 AS link_flags, dropped_links1 AS dropped_links, status_message1 AS status_message, status_code1 AS status_code, flags1 AS flags
-)
 )
 SETTINGS format_schema_source = 'string', format_schema_message_name = 'Frame', format_schema = '<proto/wal.proto>', max_threads = 1, max_insert_threads = 1, max_block_size = 1048576, input_format_max_block_size_bytes = 1073741824, min_insert_block_size_rows = 0, min_insert_block_size_bytes = 0, max_insert_block_size = 4294967296, max_partitions_per_insert_block = 0, async_insert = 0, input_format_protobuf_oneof_presence = 0, log_queries = 0, insert_deduplication_token = 'token'
