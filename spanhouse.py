@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     )
     segment_bytes_max: Bytes = Field(ByteSize(64 * MIB), description="Size at which a segment of the log is loaded.")
     flush_interval_s: Seconds = Field(
-        0.5, description="Age at which a segment of the log is loaded when the loader has nothing else to do."
+        1.0, description="Age at which a segment of the log is loaded when the loader has nothing else to do."
     )
     engine_memory_bytes_max: Bytes = Field(
         ByteSize(1536 * MIB), description="Resident memory of the process beyond which loads and queries are put off."

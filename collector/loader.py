@@ -18,6 +18,7 @@ from collector.ledger import Ledger
 from collector.quarantine import Quarantine
 from collector.segments import Segment, set_aside
 from collector.wal import Wal
+from storage.engine import yield_to_others
 from storage.errors import DataError, OutOfMemory, StoreUnavailable
 
 # (file of frames, token). All or nothing: after a DataError none of the file's spans is stored. The same token twice
@@ -73,6 +74,7 @@ class Loader:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        yield_to_others()  # the engine plans a load on this thread
         while not self._stop.is_set() and not self._wal.drained:
             segment = self._wal.next_sealed(_WAIT_S)
             if segment is None:

@@ -9,8 +9,11 @@ statement touches, so that no statement can forget it.
 """
 
 import logging
+import os
 import queue
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from storage.errors import DataError, OutOfMemory, QueryTimeout, QueryTooLarge, 
 MIB = 1 << 20
 READ_WAIT_S = 10
 """How long a query waits for a free handle before its caller is asked to come again."""
+NICENESS = 5
 TENANT_TABLES = ("spans", "content", "traces", "origins")
 
 # Codes of ClickHouse (src/Common/ErrorCodes.cpp) that speak of the bytes of a segment: reading or converting them will
@@ -82,13 +86,16 @@ class Engine:
                 "max_thread_pool_free_size": 4,
             }
         )
-        try:
-            self._writer = self._open()
-            self._readers: queue.LifoQueue[Client] = queue.LifoQueue()
-            for _ in range(readers):
-                self._readers.put(self._open())
-        except ClickHouseError as error:
-            raise StoreUnavailable(f"cannot open the store in {self._path}: {_text(error)}") from error
+        # Whoever opens the engine first starts its threads, and threads inherit their niceness: loads and merges yield
+        # to the receivers, whose acknowledgements somebody waits for.
+        with ThreadPoolExecutor(1, "engine", yield_to_others) as opener:
+            try:
+                self._writer = opener.submit(self._open).result()
+            except ClickHouseError as error:
+                raise StoreUnavailable(f"cannot open the store in {self._path}: {_text(error)}") from error
+        self._readers: queue.LifoQueue[Client] = queue.LifoQueue()
+        for _ in range(readers):
+            self._readers.put(self._open())
         self._reader_count = readers
 
     def _open(self) -> Client:
@@ -181,6 +188,13 @@ class Engine:
             yield client
         finally:
             self._readers.put(client)
+
+
+def yield_to_others() -> None:
+    """Make this thread, and the threads it starts, nicer than the rest of the process."""
+    if hasattr(os, "setpriority"):
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))
 
 
 def _text(error: Exception) -> str:
