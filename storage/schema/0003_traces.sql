@@ -37,7 +37,8 @@ SELECT
     countIf(StatusCode = 2) AS Errors,
     countIf(StatusCode = 1) AS Oks,
     groupUniqArray(toString(ServiceName)) AS Services,
-    max(if(ParentSpanId = unhex('0000000000000000'), (toString(SpanName), toString(ServiceName)), ('', '')))::Tuple(Name String, Service String) AS Root,
+    maxIf((toString(SpanName), toString(ServiceName)), ParentSpanId = unhex('0000000000000000'))::Tuple(Name String, Service String)
+        AS Root,
     max(ingest.Received) AS Received
 FROM spanhouse.ingest
 GROUP BY Tenant, Day, TraceId;
