@@ -23,6 +23,7 @@ from xxhash import xxh3_128_digest
 from collector.disk import sync_directory, write_file
 from collector.frames import Frame, StoredFrame, encode_frame, read_frame
 from collector.ledger import Ledger
+from collector.schema import STRICT
 
 FRAME_SUFFIX, ENTRY_SUFFIX = ".frame", ".json"
 
@@ -51,12 +52,15 @@ class Entry:
 
 
 def normalise(request: bytes | memoryview) -> bytes | None:
-    """The request encoded anew, which mends what is legal on the wire but not to the engine (a oneof set twice).
+    """The request encoded anew by the engine's own schema, which mends what is legal on the wire but not to the engine.
 
-    None when it cannot be decoded, or is the same bytes again.
+    That is a oneof set twice, numbers wider than their field, fields of OTLP sent as another wire type, groups: parsers
+    of protobuf take the last, cut, or skip them. None when it cannot be decoded, or is the same bytes again.
     """
     try:
-        normal = ExportTraceServiceRequest.FromString(bytes(request)).SerializeToString()
+        message = STRICT["Request"].FromString(bytes(request))
+        message.DiscardUnknownFields()
+        normal = message.SerializeToString()
     except (DecodeError, EncodeError):
         return None
     return None if normal == request else bytes(normal)

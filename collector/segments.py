@@ -19,6 +19,9 @@ from collector.seen import SEEN_SUFFIX, seen_record
 
 OPEN_SUFFIX, SEALED_SUFFIX, DAMAGED_SUFFIX = ".open", ".wal", ".damaged"
 SPLIT_SUFFIX, PART_SUFFIX = ".split", ".part"  # a bisection's, see there
+LOCK_NAME = "lock"
+
+_SUFFIXES = (OPEN_SUFFIX, SEALED_SUFFIX, DAMAGED_SUFFIX, SPLIT_SUFFIX, PART_SUFFIX, SEEN_SUFFIX)
 
 _COPY_BYTES = 1 << 20
 
@@ -123,6 +126,11 @@ def recover_segments(directory: Path) -> list[Segment]:
     paths = [path for path in directory.iterdir() if path.suffix in (OPEN_SUFFIX, SEALED_SUFFIX)]
     segments = [segment for path in sorted(paths) if (segment := _recover(path)) is not None]
     sync_directory(directory)
+    foreign = [
+        path.name for path in sorted(directory.iterdir()) if path.suffix not in _SUFFIXES and path.name != LOCK_NAME
+    ]
+    if foreign:
+        logger.warning("left %d files in %s alone, which are none of ours: %s", len(foreign), directory, foreign[:10])
     return segments
 
 

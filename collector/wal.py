@@ -27,7 +27,7 @@ from collector.disk import sync_data, sync_directory
 from collector.frames import FRAME_OVERHEAD_BYTES_MAX, Frame
 from collector.ledger import Ledger
 from collector.seen import SeenFiles
-from collector.segments import OpenSegment, Segment, recover_segments
+from collector.segments import LOCK_NAME, OpenSegment, Segment, recover_segments
 from collector.status import Overloaded, ShuttingDown, WalFull, WalUnavailable
 
 __all__ = ["Frame", "Segment", "Wal", "WalInUse"]
@@ -368,7 +368,7 @@ class _Failures:
 
 def _hold(directory: Path) -> int:
     """Take the directory for this process, for as long as the returned descriptor is open. Raises WalInUse."""
-    path = directory / "lock"
+    path = directory / LOCK_NAME
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

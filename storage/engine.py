@@ -25,6 +25,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from storage import decode
 from storage.errors import DataError, OutOfMemory, QueryTimeout, QueryTooLarge, StoreError, StoreUnavailable
+from storage.phantoms import forget_phantoms
 
 MIB = 1 << 20
 READ_WAIT_S = 10
@@ -38,7 +39,8 @@ _DATA_CODES = frozenset(
     {6, 26, 27, 32, 33, 34, 36, 38, 41, 43, 53, 69, 70, 72, 117, 125, 128, 131, 190, 321, 349, 407}
     | {434, 435, 436, 437, 444, 574, 686}
 )
-_MEMORY_CODES = frozenset({241})
+# 49 is LOGICAL_ERROR: what reading many millions of empty attributes comes to before it is noticed that memory is short.
+_MEMORY_CODES = frozenset({241, 49})
 _TIME_CODES = frozenset({159, 160, 394})
 _SIZE_CODES = frozenset({158, 307, 396, 241, 191, 162, 167, 168})
 
@@ -62,7 +64,11 @@ class Engine:
         readers: int = 4,
     ) -> None:
         self._path = path.absolute()
-        self._path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            forget_phantoms(self._path)
+        except OSError as error:
+            raise StoreUnavailable(f"cannot use the store in {self._path}: {error.strerror}") from error
         self._read_settings = {
             "max_memory_usage": query_memory_bytes_max,
             "max_execution_time": query_timeout_s,

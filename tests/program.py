@@ -106,7 +106,9 @@ class Program:
                 break
             assert time.monotonic() < deadline, f"after {seconds_max} s: {response.status_code} {response.text[:2000]}"
             time.sleep(0.05)
-        answer: dict[str, Any] = httpx.get(url, params=parameters, headers=headers).json() if parameters else response.json()
+        answer: dict[str, Any] = (
+            httpx.get(url, params=parameters, headers=headers).json() if parameters else response.json()
+        )
         return answer
 
     def log(self) -> str:
