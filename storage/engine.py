@@ -39,7 +39,7 @@ _DATA_CODES = frozenset(
     {6, 26, 27, 32, 33, 34, 36, 38, 41, 43, 53, 69, 70, 72, 117, 125, 128, 131, 190, 321, 349, 407}
     | {434, 435, 436, 437, 444, 574, 686}
 )
-# 49 is LOGICAL_ERROR: what reading many millions of empty attributes comes to before it is noticed that memory is short.
+# 49 is LOGICAL_ERROR: what reading many millions of empty attributes comes to before a shortage of memory is noticed.
 _MEMORY_CODES = frozenset({241, 49})
 _TIME_CODES = frozenset({159, 160, 394})
 _SIZE_CODES = frozenset({158, 307, 396, 241, 191, 162, 167, 168})
