@@ -16,13 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message_factory import GetMessageClass
-from opentelemetry.proto.common.v1 import common_pb2
-from opentelemetry.proto.resource.v1 import resource_pb2
-from opentelemetry.proto.trace.v1 import trace_pb2
 
+from query import messages
 from query.nested import Form, is_valid, nested_json
 from query.plain import json_double
 from storage.spans import Attributes, Event, Link, Nested, Resource, Scope, Span, Value
@@ -79,7 +74,7 @@ def protobuf_pieces(spans: list[Span]) -> Iterator[bytes]:
     for one in group(spans):
         for scope, members in one.scopes:
             for first in range(0, len(members), BATCH_SPANS):
-                data = _TracesData()
+                data = messages.TracesData()
                 resource_spans = data.resource_spans.add(schema_url=one.resource.schema_url)
                 _fill_resource(resource_spans.resource, one.resource)
                 scope_spans = resource_spans.scope_spans.add(schema_url=scope.schema_url)
@@ -190,23 +185,6 @@ def _link_json(link: Link) -> dict[str, Any]:
 
 
 # Protobuf
-
-
-def _with_nested_as_bytes() -> Any:
-    """The class of TracesData in which array_value and kvlist_value are `bytes`: they pass unread, however deep."""
-    pool = DescriptorPool()
-    for module in (common_pb2, resource_pb2, trace_pb2):
-        file = FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
-        for message in file.message_type:
-            for field in message.field:
-                if field.name in ("array_value", "kvlist_value"):
-                    field.type = FieldDescriptorProto.TYPE_BYTES
-                    field.ClearField("type_name")
-        pool.Add(file)
-    return GetMessageClass(pool.FindMessageTypeByName(trace_pb2.TracesData.DESCRIPTOR.full_name))
-
-
-_TracesData = _with_nested_as_bytes()
 
 
 def _fill_attributes(pairs: Any, attributes: Attributes) -> None:

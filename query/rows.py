@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from query import messages
 from storage.spans import Attributes, Event, Link, Nested, Resource, Scope, Span, Value
 
 ROOT = bytes(8)
-ORIGIN = 39
+ORIGIN = 33
 """The column of sql/trace_spans.sql that names a span's origin."""
 
 START_REPLACED, END_REPLACED = 1, 2
@@ -86,6 +87,31 @@ def spans(
     return [_span(trace_id, names, row, known_origins, payload) for row in zip(*columns, strict=True)]
 
 
+def _link(names: Keys, wire: bytes) -> Link:
+    link = messages.Link.FromString(wire)
+    return Link(
+        link.trace_id,
+        link.span_id,
+        link.trace_state,
+        [(names[pair.key.encode()], _value(pair.value)) for pair in link.attributes],
+        link.dropped_attributes_count,
+        link.flags,
+    )
+
+
+def _value(value: Any) -> Value:
+    """A value of messages.py."""
+    kind = value.WhichOneof("value")
+    if kind is None:
+        return None
+    if kind == "array_value":
+        return Nested("array", value.array_value)
+    if kind == "kvlist_value":
+        return Nested("kvlist", value.kvlist_value)
+    held: Value = getattr(value, kind)
+    return held
+
+
 def _span(
     trace_id: bytes,
     names: Keys,
@@ -96,7 +122,7 @@ def _span(
     span_id, parent, timestamp, duration, flags, start_sent, end_sent, service, name, kind, code, message = row[:12]
     trace_state, span_flags, sk, sv, ik, iv, fk, fv, bk, bv, ok, ov, dropped = row[12:25]
     event_times, event_names, event_keys, event_values, event_dropped, dropped_events = row[25:31]
-    links, dropped_links, (origin, received, key) = row[31:38], row[38], row[39:]
+    links, dropped_links, origin, received, key = row[31:]
     attributes = strings(names, sk, sv)
     for keys, values in ((ik, iv), (fk, fv), (bk, bv)):
         attributes += [(names[k], v) for k, v in zip(keys, values, strict=True)]
@@ -124,10 +150,7 @@ def _span(
             )
         ],
         dropped_events_count=dropped_events,
-        links=[
-            Link(to_trace, to_span, state.decode(errors="replace"), tagged(names, keys, values), lost, link_flags)
-            for to_trace, to_span, state, keys, values, lost, link_flags in zip(*links, strict=True)
-        ],
+        links=[_link(names, wire) for wire in links],
         dropped_links_count=dropped_links,
         resource=resource,
         scope=scope,

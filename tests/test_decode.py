@@ -11,7 +11,7 @@ SNAPSHOT = Path(__file__).with_name("snapshots") / "load.sql"
 
 def test_the_statement_is_known() -> None:
     """Regenerate with: rm tests/snapshots/load.sql, then run this test twice."""
-    proto = decode.WAL_PROTO.read_text().replace("\\", "\\\\").replace("'", "\\'")
+    proto = decode.engine_proto().replace("\\", "\\\\").replace("'", "\\'")
     text = decode.insert(Path("/wal/segment.wal"), "token").replace(proto, "<proto/wal.proto>") + "\n"
     if not SNAPSHOT.exists():
         SNAPSHOT.write_text(text)

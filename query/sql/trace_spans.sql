@@ -7,8 +7,7 @@ SELECT
     mapKeys(OtherAttributes), mapValues(OtherAttributes), DroppedAttributesCount,
     EventTimes, EventNames, arrayMap(m -> mapKeys(m), EventAttributes), arrayMap(m -> mapValues(m), EventAttributes),
     EventDroppedAttributesCounts, DroppedEventsCount,
-    LinkTraceIds, LinkSpanIds, LinkTraceStates, arrayMap(m -> mapKeys(m), LinkAttributes),
-    arrayMap(m -> mapValues(m), LinkAttributes), LinkDroppedAttributesCounts, LinkFlags, DroppedLinksCount,
+    Links, DroppedLinksCount,
     OriginId, toUnixTimestamp(Received), cityHash64(SpanId, Timestamp, Duration, SpanName)
 FROM spanhouse.spans
 WHERE TraceId = toFixedString(unhex({trace_id:String}), 16)
@@ -18,5 +17,5 @@ ORDER BY Timestamp, SpanId, Received
 LIMIT 1 BY SpanId, cityHash64(
     ParentSpanId, Timestamp, Duration, TimeFlags, StartSent, EndSent, SpanName, Kind, StatusCode, StatusMessage, TraceState,
     Flags, StringAttributes, IntAttributes, FloatAttributes, BoolAttributes, OtherAttributes, EventTimes, EventNames,
-    EventAttributes, LinkTraceIds, LinkSpanIds, LinkAttributes, OriginId)
+    EventAttributes, Links, OriginId)
 LIMIT {limit:UInt64}
