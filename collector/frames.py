@@ -62,14 +62,14 @@ def encode_frame(frame: Frame, received_unix_nano: int) -> tuple[bytes, bytes]:
         (
             _TIME.pack(0x09, received_unix_nano),
             b"\x12",
-            _varint(len(tenant)),
+            varint(len(tenant)),
             tenant,
             _DIGEST_AND_SPANS.pack(_DIGEST_TAG, frame.digest, 0x25, frame.spans),
         )
     )
-    request_length = _varint(len(frame.request))
+    request_length = varint(len(frame.request))
     length = len(header) + _CRC.size + len(request_length) + len(frame.request)
-    prefix = b"".join((_varint(length), header, _CRC.pack(0x2D, zlib.crc32(header), 0x32), request_length))
+    prefix = b"".join((varint(length), header, _CRC.pack(0x2D, zlib.crc32(header), 0x32), request_length))
     return prefix, frame.request
 
 
@@ -131,7 +131,8 @@ def _parse(body: bytes, offset: int, length: int) -> StoredFrame | None:
     return StoredFrame(offset, length, received_unix_nano, tenant.decode(), digest, spans, request)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Protobuf's base-128 encoding of a number that is not negative."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

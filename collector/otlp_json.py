@@ -25,6 +25,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from collector.frames import varint
 from collector.schema import STRICT
 from collector.status import BadRequest
 
@@ -255,19 +256,10 @@ def _nested(item_class: str) -> Callable[[object], bytes]:
                 error.place += (index, "values")
                 raise
             encoded = message.SerializeToString()
-            out += b"\x0a" + _varint(len(encoded)) + encoded
+            out += b"\x0a" + varint(len(encoded)) + encoded
         return bytes(out)
 
     return read
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 _READ: dict[int, Callable[[object], Any]] = {

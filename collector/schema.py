@@ -10,14 +10,13 @@ classes are safe to use from any.
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClassesForFiles
 
-WAL_PROTO = Path(__file__).resolve().parent.parent / "proto" / "wal.proto"
+from storage.decode import WAL_PROTO
 
 _TOKEN = re.compile(r'\w+|"[^"]*"|[{}=;]')
 _SCALARS = dict(FieldDescriptorProto.Type.items())

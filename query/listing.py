@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from query.model import TraceFilter
-from storage.decode import ContentRule, content_rule
+from storage.decode import INT64_MAX, content_rule
 
 SECOND = 1_000_000_000
 WINDOWS_S = (600, 7_200, 86_400, 864_000)
 """Lengths of the windows, in seconds; the last window is all the rest."""
-INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 
 BOUNDS = """SELECT toUnixTimestamp64Nano(min(Start)), toUnixTimestamp64Nano(max(Start)), count()
 FROM spanhouse.traces
@@ -87,14 +86,14 @@ def windows(since: int, until: int) -> Iterator[tuple[int, int]]:
     yield since, until
 
 
-def list_sql(filters: TraceFilter, rule: ContentRule | None = None) -> tuple[str, dict[str, Any]]:
+def list_sql(filters: TraceFilter) -> tuple[str, dict[str, Any]]:
     """The statement for one window and what of its parameters the filter sets.
 
     The caller adds `since`, `until` and `limit` of the window, and `after_start` and `after_trace`: the place of the
     last trace that was shown.
     """
     parameters: dict[str, Any] = {}
-    conditions = _span_conditions(filters, parameters, rule or content_rule())
+    conditions = _span_conditions(filters, parameters)
     having = [
         "First >= {since:Int64}",
         "First < {until:Int64}",
@@ -115,7 +114,7 @@ def list_sql(filters: TraceFilter, rule: ContentRule | None = None) -> tuple[str
 _STATUS = {"error": "Failed > 0", "ok": "Failed = 0 AND Succeeded > 0", "unset": "Failed = 0 AND Succeeded = 0"}
 
 
-def _span_conditions(filters: TraceFilter, parameters: dict[str, Any], rule: ContentRule) -> list[str]:
+def _span_conditions(filters: TraceFilter, parameters: dict[str, Any]) -> list[str]:
     """What has to hold for one span; empty if any span will do."""
     conditions = []
     if filters.service is not None:
@@ -124,13 +123,13 @@ def _span_conditions(filters: TraceFilter, parameters: dict[str, Any], rule: Con
     if filters.name is not None:
         parameters["name"] = filters.name
         conditions.append("SpanName = {name:String}")
-    conditions += [_attribute(i, key, value, parameters, rule) for i, (key, value) in enumerate(filters.attributes)]
+    conditions += [_attribute(i, key, value, parameters) for i, (key, value) in enumerate(filters.attributes)]
     if conditions and filters.status == "error":
         conditions.append("StatusCode = 2")
     return conditions
 
 
-def _attribute(i: int, key: str, value: str, parameters: dict[str, Any], rule: ContentRule) -> str:
+def _attribute(i: int, key: str, value: str, parameters: dict[str, Any]) -> str:
     """An attribute of the span or of its resource equals a text, in whatever type it was sent."""
     k, v, tags = f"key{i}", f"value{i}", [f"s{value}"]
     parameters |= {k: key, v: value}
@@ -149,14 +148,14 @@ def _attribute(i: int, key: str, value: str, parameters: dict[str, Any], rule: C
         tags.append(f"b{value}")
     parameters[f"tagged{i}"] = tags
     either.append(_IN_RESOURCE.format(key=k, tagged=f"tagged{i}"))
-    if rule.holds(key, value):
+    if content_rule().holds(key, value):
         either.append(_IN_CONTENT.format(key=k, value=v))
     return "(" + " OR ".join(either) + ")"
 
 
 def _whole(text: str) -> int | None:
     number = int(text) if re.fullmatch(r"-?[0-9]{1,19}", text) else None
-    return number if number is not None and INT64_MIN <= number <= INT64_MAX else None
+    return number if number is not None and -INT64_MAX - 1 <= number <= INT64_MAX else None
 
 
 def _real(text: str) -> float | None:

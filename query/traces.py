@@ -12,8 +12,9 @@ from typing import Any
 import orjson
 
 from query import rows
-from query.listing import BOUNDS, EARLIER, INT64_MAX, list_sql, windows
+from query.listing import BOUNDS, EARLIER, list_sql, windows
 from query.model import BadCursor, TraceFilter, TracePage, TraceSummary
+from storage.decode import INT64_MAX
 from storage.engine import Engine
 from storage.spans import Resource, Scope, Span
 
@@ -89,9 +90,9 @@ class Traces:
                     "after_start": at.start,
                     "after_trace": at.trace_id,
                 }
-                rows = self._engine.read(tenant, statement, {**parameters, **asked})
-                summaries = [_summary(row) for row in zip(*rows, strict=True)]
-                found += self._unseen(tenant, place, summaries, rows[-1] if rows else [])
+                columns = self._engine.read(tenant, statement, {**parameters, **asked})
+                summaries = [_summary(row) for row in zip(*columns, strict=True)]
+                found += self._unseen(tenant, place, summaries, columns[-1] if columns else [])
                 rest = len(summaries) == wanted
                 at = place.at(summaries[-1]) if summaries else at
         page = found[:limit]

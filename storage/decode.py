@@ -107,9 +107,9 @@ class ContentRule:
         """A condition on a key `k` and a string value `s` that may be NULL."""
         # The key is LowCardinality, so the engine evaluates these once a distinct key. Not so match(): a regular
         # expression over all prefixes took three times as long as two sets.
-        by_head = f"substringIndex(k, '.', 2) IN ({_strings(self.heads)}) AND k NOT IN ({_strings(self.skeleton)})"
+        by_head = f"substringIndex(k, '.', 2) IN ({_literals(self.heads)}) AND k NOT IN ({_literals(self.skeleton)})"
         long = f"length(assumeNotNull(s)) > {self.longer_than_bytes}"
-        return f"k IN ({_strings(self.keys)}) OR ({by_head}) OR {long}"
+        return f"k IN ({_literals(self.keys)}) OR ({by_head}) OR {long}"
 
     def holds(self, key: str, value: str) -> bool:
         """The same for one string attribute."""
@@ -118,19 +118,20 @@ class ContentRule:
         return named or len(value.encode()) > self.longer_than_bytes
 
 
-def content_rule(path: Path = CONVENTIONS) -> ContentRule:
+@cache
+def content_rule() -> ContentRule:
     """The rule of `[content]` in conventions.toml."""
-    table = tomllib.loads(path.read_text())["content"]
+    table = tomllib.loads(CONVENTIONS.read_text())["content"]
     return ContentRule(table["keys"], table["heads"], table["skeleton"], table["longer_than_bytes"])
 
 
-def _strings(values: Sequence[str]) -> str:
-    return ", ".join(f"'{_escaped(value)}'" for value in values)
+def literal(text: str) -> str:
+    """Text as a string literal of SQL."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _escaped(text: str) -> str:
-    """Text as it stands between the quotes of a literal."""
-    return text.replace("\\", "\\\\").replace("'", "\\'")
+def _literals(texts: Sequence[str]) -> str:
+    return ", ".join(map(literal, texts))
 
 
 def _tagged(attributes: str) -> str:
@@ -168,7 +169,7 @@ def _frames(path: str) -> str:
     columns |= {f"{name}1": f"{spans}.{field}" for name, field in _OF_RESOURCE.items()}
     columns |= {f"{name}2": f"{spans}.scope_spans.{field}" for name, field in _OF_SCOPE.items()}
     columns |= {f"{name}3": f"{spans}.scope_spans.spans.{field}" for name, field in _OF_SPAN.items()}
-    return f"SELECT\n    {_aliases(columns)}\nFROM file({path}, 'Protobuf', {_strings([FRAME])})"
+    return f"SELECT\n    {_aliases(columns)}\nFROM file({path}, 'Protobuf', {literal(FRAME)})"
 
 
 def _resources(path: str) -> str:
@@ -203,11 +204,11 @@ def _scopes(path: str) -> str:
     )
 
 
-def _spans(path: str, rule: ContentRule) -> str:
+def _spans(path: str) -> str:
     """One row a span, with what several columns of `ingest` need: which attributes are what, and the times."""
     begin = f"least(multiIf(start > 0, start, end > 0, end, received * 1000000000), {START_MAX_UNIX_NANO})"
     columns = {
-        "is_content": f"arrayMap((k, s) -> {rule.sql()}, keys, strings)",
+        "is_content": f"arrayMap((k, s) -> {content_rule().sql()}, keys, strings)",
         "is_other": (
             "arrayMap((s, i, d, b) -> isNull(s) AND isNull(i) AND isNull(d) AND isNull(b),"
             " strings, ints, doubles, bools)"
@@ -229,7 +230,7 @@ def _spans(path: str, rule: ContentRule) -> str:
     )
 
 
-LONG = f"length(x) > {content_rule().longer_than_bytes}"
+_LONG = f"length(x) > {content_rule().longer_than_bytes}"
 
 _COLUMNS = {
     "Tenant": "tenant",
@@ -250,7 +251,7 @@ _COLUMNS = {
     "IntAttributes": _typed("ints", "isNotNull(x)"),
     "FloatAttributes": _typed("doubles", "isNotNull(x)"),
     "BoolAttributes": _typed("bools", "isNotNull(x)"),
-    "OtherAttributes": _typed("others", f"p AND NOT (q OR {LONG})", "is_other", "is_content"),
+    "OtherAttributes": _typed("others", f"p AND NOT (q OR {_LONG})", "is_other", "is_content"),
     "DroppedAttributesCount": "dropped_attributes",
     "EventTimes": "event_times",
     "EventNames": "event_names",
@@ -265,7 +266,7 @@ _COLUMNS = {
     "OriginId": "origin_id",
     "Received": "arrival",
     "Content": _typed("strings", "isNotNull(x) AND p", "is_content"),
-    "OtherContent": _typed("others", f"p AND (q OR {LONG})", "is_other", "is_content"),
+    "OtherContent": _typed("others", f"p AND (q OR {_LONG})", "is_other", "is_content"),
     "OriginFirst": "first",
     "ResourceAttributes": "resource_map",
     "ScopeAttributes": "scope_map",
@@ -295,9 +296,9 @@ def engine_proto() -> str:
 @cache
 def _settings() -> str:
     """How the frames are to be read. One thread and one block, so that a segment loaded again makes the same parts."""
-    proto = _escaped(engine_proto())
     return (
-        "format_schema_source = 'string', format_schema_message_name = 'Frame', format_schema = '" + proto + "', "
+        "format_schema_source = 'string', format_schema_message_name = 'Frame', "
+        f"format_schema = {literal(engine_proto())}, "
         "max_threads = 1, max_insert_threads = 1, max_block_size = 1048576, "
         "input_format_max_block_size_bytes = 1073741824, "
         "min_insert_block_size_rows = 0, min_insert_block_size_bytes = 0, max_insert_block_size = 4294967296, "
@@ -308,7 +309,7 @@ def _settings() -> str:
 
 @cache
 def _select_from(path: str) -> str:
-    return f"SELECT\n    {_aliases(_COLUMNS)}\nFROM\n(\n{_spans(path, content_rule())}\n)"
+    return f"SELECT\n    {_aliases(_COLUMNS)}\nFROM\n(\n{_spans(path)}\n)"
 
 
 def insert(path: Path, token: str) -> str:
@@ -316,7 +317,7 @@ def insert(path: Path, token: str) -> str:
 
     `path` is absolute and, like `token`, made of the WAL's own file names: both are quoted all the same.
     """
-    select = _select_from("{path}").replace("{path}", _strings([str(path)]))
+    select = _select_from("{path}").replace("{path}", literal(str(path)))
     columns = ", ".join(_COLUMNS)
-    settings = f"{_settings()}, insert_deduplication_token = {_strings([token])}"
+    settings = f"{_settings()}, insert_deduplication_token = {literal(token)}"
     return f"INSERT INTO spanhouse.ingest ({columns})\n{select}\nSETTINGS {settings}"

@@ -8,7 +8,6 @@ Every read goes through `read`, which names the tenant: the engine itself adds `
 statement touches, so that no statement can forget it.
 """
 
-import logging
 import os
 import queue
 import threading
@@ -44,8 +43,6 @@ _MEMORY_CODES = frozenset({241, 49})
 _TIME_CODES = frozenset({159, 160, 394})
 _SIZE_CODES = frozenset({158, 307, 396, 241, 191, 162, 167, 168})
 
-logger = logging.getLogger(__name__)
-
 
 class Engine:
     """ClickHouse in this process, with its data in `path`.
@@ -74,7 +71,6 @@ class Engine:
             "max_execution_time": query_timeout_s,
             "max_threads": 2,
             "max_block_size": 8192,
-            "readonly": 0,
             "log_queries": 0,
         }
         # Caches and pools of chDB suit a server of its own: five gigabytes each for marks and primary keys.
@@ -129,11 +125,11 @@ class Engine:
         except ClickHouseError as error:
             raise StoreUnavailable(f"cannot change the store: {_text(error)}") from error
 
-    def rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Sequence[Sequence[Any]]:
+    def rows(self, sql: str) -> Sequence[Sequence[Any]]:
         """Rows of a statement over the engine's own state: parts, merges, migrations. No tenant's data."""
         try:
             with self._reader() as client:
-                return client.query(sql, parameters=dict(parameters or {})).result_rows
+                return client.query(sql).result_rows
         except ClickHouseError as error:
             raise StoreUnavailable(f"cannot ask the store: {_text(error)}") from error
 
@@ -154,21 +150,18 @@ class Engine:
                 raise OutOfMemory(text) from error
             raise StoreUnavailable(text) from error
 
-    def read(
-        self, tenant: str, sql: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | None = None
-    ) -> list[Sequence[Any]]:
+    def read(self, tenant: str, sql: str, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
         """Columns of what a statement selects from one tenant's rows; strings come as bytes.
 
         Raises QueryTimeout, QueryTooLarge or StoreUnavailable.
         """
-        condition = "Tenant = '" + tenant.replace("\\", "\\\\").replace("'", "\\'") + "'"
-        filters = {f"spanhouse.{table}": condition for table in TENANT_TABLES}
+        filters = {f"spanhouse.{table}": f"Tenant = {decode.literal(tenant)}" for table in TENANT_TABLES}
         try:
             with self._reader() as client:
                 result = client.query(
                     sql,
                     parameters=dict(parameters),
-                    settings={**self._read_settings, "additional_table_filters": filters, **(settings or {})},
+                    settings={**self._read_settings, "additional_table_filters": filters},
                     query_formats={"String": "bytes", "FixedString": "bytes"},
                     column_oriented=True,
                 )
