@@ -30,12 +30,12 @@ from pydantic import ByteSize, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from cli.client import Client
+    from cli.commands import Here
     from collector.ledger import Ledger
     from collector.wal import Wal
     from storage.engine import Engine
+    from storage.prices import Prices
+    from storage.vocabulary import Vocabulary
 
 ENV_PREFIX = "SPANHOUSE_"
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
@@ -90,6 +90,10 @@ class Settings(BaseSettings):
         ByteSize(512 * MIB), description="Memory that one query may use; beyond it the query is refused."
     )
     query_timeout_s: Seconds = Field(30, description="Time after which a query is given up.")
+    conventions: Path | None = Field(
+        None, description="File of further attribute keys for the canonical columns (docs/conventions.md)."
+    )
+    prices: Path | None = Field(None, description="File of prices of your own, before those known (docs/usage.md).")
     trace_spans_max: Count = Field(200_000, description="Most spans of a trace in one answer.")
     shutdown_timeout_s: Seconds = Field(
         30,
@@ -129,7 +133,9 @@ def run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> None:
     from collector.loader import Loader
     from collector.otlp_grpc import OtlpGrpc
     from collector.quarantine import Quarantine
+    from query import compare_api
     from query.api import create_app
+    from query.samples import Samples
     from query.traces import Traces
 
     data_dir, host, stop = settings.data_dir.absolute(), settings.host, _signals()
@@ -141,7 +147,8 @@ def run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> None:
         parts.callback(wal.release)
         quarantine = Quarantine(data_dir / "quarantine", ledger)
 
-        engine = _open_store(settings, data_dir)
+        vocabulary, prices = _tables(settings)
+        engine = _open_store(settings, data_dir, vocabulary)
         parts.callback(engine.close)
 
         loader = Loader(wal, engine.load, quarantine, ledger)
@@ -176,7 +183,10 @@ def run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> None:
             otlp_http_listener = listen(host, settings.otlp_http_port)
         parts.enter_context(http_server(otlp_http_app, otlp_http_listener, broken, **otlp_http.UVICORN_OPTIONS))
 
-        api = create_app(Traces(engine), engine.ready, trace_spans_max=settings.trace_spans_max)
+        api = create_app(
+            Traces(engine, vocabulary), engine.ready, price=prices.cost, trace_spans_max=settings.trace_spans_max
+        )
+        api.include_router(compare_api.router(Samples(engine), None))
         api.include_router(admin.router(quarantine, wal.append, ledger.registry))
         with _named(host, settings.http_port, "--http-port"):
             http_listener = listen(host, settings.http_port)
@@ -219,7 +229,18 @@ def _open_log(settings: Settings, data_dir: Path, ledger: "Ledger", quarantine_b
         ) from error
 
 
-def _open_store(settings: Settings, data_dir: Path) -> "Engine":
+def _tables(settings: Settings) -> "tuple[Vocabulary, Prices]":
+    """The tables that people may put entries of their own before."""
+    from storage.prices import BadPrices, Prices
+    from storage.vocabulary import BadVocabulary, load
+
+    try:
+        return load(settings.conventions), Prices(settings.prices)
+    except (BadVocabulary, BadPrices) as error:
+        raise CannotServe(str(error)) from error
+
+
+def _open_store(settings: Settings, data_dir: Path, vocabulary: "Vocabulary") -> "Engine":
     from storage.engine import Engine
     from storage.errors import StoreError
     from storage.migrate import migrate
@@ -227,6 +248,7 @@ def _open_store(settings: Settings, data_dir: Path) -> "Engine":
     try:
         engine = Engine(
             data_dir / "store",
+            vocabulary,
             memory_bytes_max=settings.engine_memory_bytes_max,
             query_memory_bytes_max=settings.query_memory_bytes_max,
             query_timeout_s=settings.query_timeout_s,
@@ -281,22 +303,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-quarantine_app = typer.Typer(help="Look after the requests that the store could not load.", no_args_is_help=True)
-app.add_typer(quarantine_app, name="quarantine")
 
 
 def main() -> None:
     """The `spanhouse` command."""
-    if hidden := list(_hidden_packages()):
+    if HIDDEN:
         _die(
-            "cannot start: " + "; ".join(hidden), "install Spanhouse in an environment of its own, and check PYTHONPATH"
+            "cannot start: " + "; ".join(HIDDEN), "install Spanhouse in an environment of its own, and check PYTHONPATH"
         )
     from cli.client import Trouble
 
     try:
         app()
     except Trouble as trouble:
-        _die(trouble.message, trouble.way_out)
+        commands.show_trouble(trouble)
+        sys.exit(1)
     except CannotServe as error:
         _die(str(error))
 
@@ -379,15 +400,6 @@ def _serve(**given: Any) -> None:
 _serve.__signature__ = inspect.Signature(list(_serve_options()))  # type: ignore[attr-defined]
 app.command("serve")(_serve)
 
-Url = Annotated[
-    str | None,
-    typer.Option(
-        envvar="SPANHOUSE_URL", help="URL of the server's HTTP API; by default that of `serve` on this machine."
-    ),
-]
-Tenant = Annotated[str, typer.Option(envvar="SPANHOUSE_TENANT", help="Tenant whose data is meant.")]
-FrameId = Annotated[str, typer.Argument(help="The frame's id, as `spanhouse quarantine list` shows it.")]
-
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -397,156 +409,34 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _all_commands(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """What goes before a command."""
+    context.obj = _here
 
 
-@app.command()
-def demo(
-    *,
-    endpoint: Annotated[
-        str | None, typer.Option(help="OTLP/gRPC endpoint to send to; by default that of `serve` on this machine.")
-    ] = None,
-    url: Url = None,
-    tenant: Tenant = "default",
-) -> None:
-    """Send a small conversation of two agents, and say where to look.
+def _here() -> "Here":
+    from cli.commands import Here
 
-    It goes through the OpenTelemetry SDK, as an application's would.
-    """
-    from cli import demo as conversation
-
-    console = _console()
-    settings = _settings({})
-    with _client(url, tenant) as client:
-        client.ready()
-        with console.status("Sending a conversation"):
-            sent = conversation.send(endpoint or f"http://{_near(settings.host)}:{settings.otlp_grpc_port}", tenant)
-        with console.status("Waiting until it can be read"):
-            client.wait_for_trace(sent.trace_id, sent.spans)
-        console.print(
-            f"Sent {sent.spans} spans of a conversation in which a refund fails once. Look at it with", highlight=False
-        )
-        console.print(f"  {_command()} trace {sent.trace_id}", style="bold", highlight=False, soft_wrap=True)
-        console.print(f"  {client.url}/api/v1/traces/{sent.trace_id}", soft_wrap=True, highlight=False)
+    settings, called = _settings({}), Path(sys.argv[0])
+    host = _near(settings.host)
+    by_name = called.name != "spanhouse" or shutil.which("spanhouse") is not None
+    return Here(
+        api=f"http://{host}:{settings.http_port}",
+        otlp_grpc=f"http://{host}:{settings.otlp_grpc_port}",
+        command="spanhouse" if by_name else str(called),
+    )
 
 
-@app.command()
-def trace(
-    trace_id: Annotated[str, typer.Argument(metavar="ID", help="The trace's id: 32 hexadecimal digits.")],
-    *,
-    content: Annotated[
-        bool, typer.Option("--content/--no-content", help="Show what was asked and answered below each span.")
-    ] = False,
-    spans_max: Annotated[int, typer.Option(min=1, help="Draw at most so many spans.")] = 500,
-    save_svg: Annotated[Path | None, typer.Option(help="Write the drawing to this file as well.")] = None,
-    url: Url = None,
-    tenant: Tenant = "default",
-) -> None:
-    """Draw one trace as a tree.
+HIDDEN = list(_hidden_packages())
+if not HIDDEN:
+    from cli import commands
 
-    With durations, errors, tokens (in→out), and what may be wrong with the tree.
-    """
-    from cli import terminal
-
-    with _client(url, tenant) as client:
-        answer = client.trace(trace_id, content=content)
-    console = _console(record=save_svg is not None)
-    terminal.draw_trace(console, answer, spans_max=spans_max)
-    if save_svg is not None:
-        save_svg.write_text(terminal.picture(console, f"spanhouse trace {trace_id}"))
-
-
-@app.command()
-def traces(
-    *,
-    start: Annotated[str | None, typer.Option(help="Traces that start at this time or later.")] = None,
-    end: Annotated[str | None, typer.Option(help="Traces that start before this time.")] = None,
-    service: Annotated[str | None, typer.Option(help="Traces with a span of this service.")] = None,
-    name: Annotated[str | None, typer.Option(help="Traces with a span of this name.")] = None,
-    status: Annotated[str | None, typer.Option(help="Traces with a span of this status: error, ok or unset.")] = None,
-    min_duration: Annotated[str | None, typer.Option(help="Traces that last at least so long, such as 1.5s.")] = None,
-    max_duration: Annotated[str | None, typer.Option(help="Traces that last at most so long.")] = None,
-    attr: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Traces with a span of this attribute; repeatable.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="List at most so many.")] = 20,
-    cursor: Annotated[str | None, typer.Option(help="Continue where an earlier list ended.")] = None,
-    url: Url = None,
-    tenant: Tenant = "default",
-) -> None:
-    """List traces, newest first. Filters on spans hold for one span together."""
-    from cli import terminal
-
-    given = {
-        "start": start, "end": end, "service": service, "name": name, "status": status,
-        "min_duration": min_duration, "max_duration": max_duration, "limit": str(limit), "cursor": cursor,
-    }  # fmt: skip
-    filters = [(key, value) for key, value in given.items() if value is not None]
-    for pair in attr or ():
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"cannot use {pair!r}: write KEY=VALUE", param_hint="--attr")
-        filters.append((f"attr.{key}", value))
-    with _client(url, tenant) as client:
-        page = client.traces(filters)
-    terminal.draw_traces(_console(), page)
-
-
-@quarantine_app.command("list")
-def quarantine_list(url: Url = None, tenant: Tenant = "default") -> None:
-    """List the requests that the store could not load, and why."""
-    from cli import terminal
-
-    with _client(url, tenant) as client:
-        terminal.draw_quarantine(_console(), list(client.quarantine()))
-
-
-@quarantine_app.command("show")
-def quarantine_show(frame_id: FrameId, url: Url = None, tenant: Tenant = "default") -> None:
-    """Show one of them: why it is there, and what is in it."""
-    with _client(url, tenant) as client:
-        _console().print_json(data=client.quarantined(frame_id))
-
-
-@quarantine_app.command("replay")
-def quarantine_replay(frame_id: FrameId, url: Url = None, tenant: Tenant = "default") -> None:
-    """Load one of them again, after what hindered it is mended. It is stored once."""
-    with _client(url, tenant) as client:
-        client.replay(frame_id)
-    _console().print(f"Frame {frame_id} is in the log again.", highlight=False)
-
-
-@quarantine_app.command("drop")
-def quarantine_drop(frame_id: FrameId, url: Url = None, tenant: Tenant = "default") -> None:
-    """Delete one of them for good."""
-    with _client(url, tenant) as client:
-        client.drop(frame_id)
-    _console().print(f"Frame {frame_id} is deleted.", highlight=False)
-
-
-def _console(*, record: bool = False) -> "Console":
-    from rich.console import Console
-
-    return Console(record=record, width=120) if record else Console()
-
-
-def _client(url: str | None, tenant: str) -> "Client":
-    from cli.client import Client
-
-    if url is None:
-        settings = _settings({})
-        url = f"http://{_near(settings.host)}:{settings.http_port}"
-    return Client(url, tenant)
-
-
-def _command() -> str:
-    """How this program is called from here: by its name alone when the shell finds it."""
-    called = Path(sys.argv[0])
-    return str(called) if called.name == "spanhouse" and shutil.which("spanhouse") is None else "spanhouse"
+    app.registered_commands += commands.app.registered_commands
+    app.registered_groups += commands.app.registered_groups
 
 
 def _near(host: str) -> str:

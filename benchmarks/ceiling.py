@@ -18,6 +18,7 @@ from benchmarks.payloads import Payload
 from collector.frames import Frame, encode_frame
 from storage.engine import Engine
 from storage.migrate import migrate
+from storage.vocabulary import load
 
 SEGMENT_BYTES = 64 * MIB
 
@@ -57,7 +58,7 @@ class Ceiling:
 def measure(directory: Path, payload: Payload, rest_s_max: float) -> Ceiling:
     """Load the payload into a new store in `directory`, and wait until its merges are done."""
     segments = _write_segments(directory, payload)
-    engine, meter = Engine(directory / "store"), Meter(os.getpid())
+    engine, meter = Engine(directory / "store", load()), Meter(os.getpid())
     migrate(engine)
     cpu, start_s = meter.cpu(), time.monotonic()
     for segment in segments:
@@ -70,7 +71,7 @@ def measure(directory: Path, payload: Payload, rest_s_max: float) -> Ceiling:
 
 def held(store: Path) -> Held:
     """What is in the store of a server that has stopped."""
-    return _held(Engine(store))
+    return _held(Engine(store, load()))
 
 
 def _held(engine: Engine) -> Held:

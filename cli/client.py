@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 import orjson
@@ -79,6 +80,12 @@ class Client:
     def traces(self, filters: Iterable[tuple[str, str]]) -> dict[str, Any]:
         """One page of the list of traces. `filters` are the API's query parameters."""
         answer: dict[str, Any] = self._ask("GET", "/api/v1/traces", tuple(filters))
+        return answer
+
+    def gate(self, model: str, parameters: Iterable[tuple[str, str]], *, write_back: bool) -> dict[str, Any]:
+        """The verdict on a version. `parameters` are the API's; with `write_back` the registry gets it, too."""
+        path = f"/api/v1/models/{quote(model, safe='')}/gate"
+        answer: dict[str, Any] = self._ask("POST" if write_back else "GET", path, tuple(parameters))
         return answer
 
     def quarantine(self) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,8 @@ class QuarantinedFrame(BaseModel):
 
     id: str
     tenant: str
-    spans: int
+    spans: int = Field(description="Spans in the request; 0 when it is one of log records.")
+    log_records: int = Field(description="Log records in the request.")
     bytes: int = Field(description="Length of the encoded request.")
     received_unix_nano: str
     quarantined_unix_nano: str
@@ -47,7 +48,7 @@ class SpanSummary(BaseModel):
 
 
 class RequestSummary(BaseModel):
-    """What can be told of a quarantined request: its services and its first spans."""
+    """What can be told of a quarantined request: its services and its first spans, or those of its log records."""
 
     decodes: bool
     error: str = Field(description="Why it does not decode; empty when it does.")
@@ -144,6 +145,7 @@ def _fields(entry: Entry) -> dict[str, object]:
         "id": entry.id,
         "tenant": entry.tenant,
         "spans": entry.spans,
+        "log_records": entry.log_records,
         "bytes": entry.bytes,
         "received_unix_nano": str(entry.received_unix_nano),
         "quarantined_unix_nano": str(entry.quarantined_unix_nano),

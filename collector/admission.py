@@ -14,19 +14,21 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from google.protobuf.json_format import MessageToJson
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from xxhash import xxh3_128_digest
 
+from collector.frames import Context, Frame, Signal
 from collector.retransmits import Retransmits
 from collector.sifting import Sifted, sift
 from collector.status import BadRequest, Overloaded, TooLarge, TooManyTenants
-from collector.wal import Frame
 
 TENANT_HEADER = "x-spanhouse-tenant"
 DEFAULT_TENANT = "default"
+CONTEXT_CHARS_MAX = 250
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # Parsed, a request of nothing but empty messages takes up to ninety times its bytes. Requests above this size are
@@ -40,8 +42,10 @@ Append = Callable[[Frame], "Future[None]"]
 class Ledger(Protocol):
     """What admission and the receivers count with; collector/ledger.py has the real one."""
 
-    def admitted(self, tenant: str, *, received: int, rejected: int = 0, deduplicated: int = 0) -> None:
-        """Count the spans of an acknowledged request."""
+    def admitted(
+        self, tenant: str, *, received: int, rejected: int = 0, deduplicated: int = 0, signal: Signal = "traces"
+    ) -> None:
+        """Count the spans, or log records, of an acknowledged request."""
 
     def refused(self, reason: str) -> None:
         """Count a request that was refused."""
@@ -49,17 +53,26 @@ class Ledger(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What the sender of an acknowledged request is told: partial success when `rejected_spans` is not 0."""
+    """What the sender of an acknowledged request is told: partial success when `rejected` (items) is not 0."""
 
-    rejected_spans: int = 0
+    rejected: int = 0
     message: str = ""
+    signal: Signal = "traces"
 
     def encode(self, *, json: bool = False) -> bytes:
-        """The ExportTraceServiceResponse to answer with. `partial_success` is unset unless spans were rejected."""
-        if not self.rejected_spans:
+        """The ExportTraceServiceResponse, or ExportLogsServiceResponse, to answer with.
+
+        `partial_success` is unset unless items were rejected.
+        """
+        if not self.rejected:
             return b"{}" if json else b""
-        response = ExportTraceServiceResponse()
-        response.partial_success.rejected_spans = self.rejected_spans
+        response: Any
+        if self.signal == "traces":
+            response = ExportTraceServiceResponse()
+            response.partial_success.rejected_spans = self.rejected
+        else:
+            response = ExportLogsServiceResponse()
+            response.partial_success.rejected_log_records = self.rejected
         response.partial_success.error_message = self.message
         return MessageToJson(response, indent=None).encode() if json else bytes(response.SerializeToString())
 
@@ -138,38 +151,42 @@ class Admission:
         self._tenants: set[str] = set()
         self._tenants_max = tenants_max
 
-    def admit(self, body: bytes, tenant: str) -> "Future[Receipt]":
-        """Admit an encoded ExportTraceServiceRequest (protobuf, not compressed) of a tenant.
+    def admit(self, body: bytes, tenant: str, context: Context = (), signal: Signal = "traces") -> "Future[Receipt]":
+        """Admit an encoded ExportTraceServiceRequest or ExportLogsServiceRequest (not compressed) of a tenant.
 
-        The future resolves when the spans that are kept are on disk; it cannot be cancelled. Raises a Refusal at once
-        when the request is bad or the WAL takes nothing; the future's exception is one when the disk failed it.
+        `context` is what was said beside it: canonical fields of all its spans (`run_id`, `model_name`, …), of which an
+        empty value says nothing. The future resolves when what is kept is on disk; it cannot be cancelled. Raises a
+        Refusal at once when the request is bad or the WAL takes nothing; the future's exception is one when the disk
+        failed it.
         """
         if len(body) > self.request_bytes_max:
             raise too_large(len(body), self.request_bytes_max)
         if _TENANT.fullmatch(tenant) is None:
             raise BadRequest(f"cannot take {tenant[:80]!r} as {TENANT_HEADER}: 1 to 64 of A-Z a-z 0-9 . _ -")
+        if context:
+            context = _checked(context)
         with self._large if len(body) > _LARGE_BYTES else nullcontext():
-            sifted = sift(body, self._request_spans_max)
+            sifted = sift(body, self._request_spans_max, signal)
         receipt: Future[Receipt] = Future()
         receipt.set_running_or_notify_cancel()
-        if sifted.spans == 0:
+        if sifted.items == 0:
             if sifted.rejected:
                 self._meet(tenant)
-                self.ledger.admitted(tenant, received=sifted.rejected, rejected=sifted.rejected)
-            receipt.set_result(_receipt(sifted))
+                self.ledger.admitted(tenant, received=sifted.rejected, rejected=sifted.rejected, signal=signal)
+            receipt.set_result(Receipt(sifted.rejected, sifted.message, signal))
             return receipt
         self._meet(tenant)
-        frame = Frame(tenant, xxh3_128_digest(sifted.request), sifted.spans, sifted.request)
-        first = self._retransmits.claim(tenant, frame.digest, receipt)
+        frame = Frame(tenant, xxh3_128_digest(sifted.request), sifted.items, sifted.request, context, signal)
+        first = self._retransmits.claim(tenant, frame.identity, receipt)
         if first is None:
             self._deliver(frame, sifted, receipt)
         else:
-            first.add_done_callback(partial(self._acknowledge_again, tenant, sifted, receipt))
+            first.add_done_callback(partial(self._acknowledge_again, frame, sifted, receipt))
         return receipt
 
-    def remember(self, tenant: str, digest: bytes, received_unix_nano: int) -> None:
+    def remember(self, tenant: str, identity: bytes, received_unix_nano: int) -> None:
         """Remember a request that an earlier process acknowledged, from what the WAL kept. Oldest first, at start."""
-        self._retransmits.remember(tenant, digest, received_unix_nano)
+        self._retransmits.remember(tenant, identity, received_unix_nano)
 
     def _meet(self, tenant: str) -> None:
         # Two threads may meet two tenants at once and exceed the limit by as many; it is a bound, not a count.
@@ -185,31 +202,36 @@ class Admission:
             appended = self._append(frame)
         except Exception as error:
             # The same request may already be waiting for this delivery: it hears what this one hears.
-            self._retransmits.settle(frame.tenant, frame.digest, durable=False)
+            self._retransmits.settle(frame.tenant, frame.identity, durable=False)
             receipt.set_exception(error)
             raise
         appended.add_done_callback(partial(self._delivered, frame, sifted, receipt))
 
     def _delivered(self, frame: Frame, sifted: Sifted, receipt: "Future[Receipt]", appended: "Future[None]") -> None:
         error = appended.exception()
-        self._retransmits.settle(frame.tenant, frame.digest, durable=error is None)
+        self._retransmits.settle(frame.tenant, frame.identity, durable=error is None)
         if error is not None:
             receipt.set_exception(error)
             return
-        self.ledger.admitted(frame.tenant, received=sifted.spans + sifted.rejected, rejected=sifted.rejected)
-        receipt.set_result(_receipt(sifted))
+        received = sifted.items + sifted.rejected
+        self.ledger.admitted(frame.tenant, received=received, rejected=sifted.rejected, signal=frame.signal)
+        receipt.set_result(Receipt(sifted.rejected, sifted.message, frame.signal))
 
     def _acknowledge_again(
-        self, tenant: str, sifted: Sifted, receipt: "Future[Receipt]", first: "Future[object]"
+        self, frame: Frame, sifted: Sifted, receipt: "Future[Receipt]", first: "Future[object]"
     ) -> None:
         """Answer a retransmit: with what came of the first delivery, which it waited for when that was under way."""
         if (error := first.exception()) is not None:
             receipt.set_exception(error)
             return
         self.ledger.admitted(
-            tenant, received=sifted.spans + sifted.rejected, rejected=sifted.rejected, deduplicated=sifted.spans
+            frame.tenant,
+            received=sifted.items + sifted.rejected,
+            rejected=sifted.rejected,
+            deduplicated=sifted.items,
+            signal=frame.signal,
         )
-        receipt.set_result(_receipt(sifted))
+        receipt.set_result(Receipt(sifted.rejected, sifted.message, frame.signal))
 
 
 def too_large(size: int, size_max: int) -> TooLarge:
@@ -217,5 +239,10 @@ def too_large(size: int, size_max: int) -> TooLarge:
     return TooLarge(f"cannot take a request of {size} bytes, {size_max} is the limit: send smaller batches")
 
 
-def _receipt(sifted: Sifted) -> Receipt:
-    return Receipt(sifted.rejected, sifted.message)
+def _checked(context: Context) -> Context:
+    """The context in the form of a frame: in order, without what is empty. Raises BadRequest."""
+    checked = {field: value for field, value in context if value}
+    for field, value in checked.items():
+        if len(value) > CONTEXT_CHARS_MAX:
+            raise BadRequest(f"cannot take {value[:80]!r}… as {field}: {CONTEXT_CHARS_MAX} characters are the limit")
+    return tuple(sorted(checked.items()))

@@ -1,7 +1,9 @@
 """A segment that does not load as a whole: find the frames to blame, load all others.
 
 Owns two kinds of files in the WAL directory: `<id>.split` (the ranges of frames that failed) and `<id>.*.part` (a range
-on its way into the store). Runs on the loader's thread.
+on its way into the store). Runs on the loader's thread. The spans of a segment and its log records are loaded by two
+statements, each of which fails for its own frames only; so each has a bisection of its own, that of log records as
+`<id>.logs`.
 
 Every range loads under a token of its own, made of the segment's id and the range, so a replay after a crash stores
 nothing twice, as long as it meets the same ranges. A load that failed before the crash might succeed after it (another
@@ -16,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
-from xxhash import xxh3_128_digest
 
 from collector.disk import sync_data, sync_directory
-from collector.frames import Frame, StoredFrame, encode_frame, read_frame, read_frames
+from collector.frames import Signal, StoredFrame, encode_frame, read_frame, read_frames
 from collector.quarantine import normalise
-from collector.segments import PART_SUFFIX, SPLIT_SUFFIX, Segment, copy_range
+from collector.segments import PART_SUFFIX, SPLIT_SUFFIX, Items, Segment, copy_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +32,24 @@ class FrameInfo:
     start: int
     end: int
     tenant: str
-    spans: int
+    items: int
+    signal: Signal
 
 
 class Bisection:
-    """How far one segment's bisection has come. Every method may raise OSError, and may then be called again."""
+    """How far the bisection of one signal of a segment has come.
 
-    def __init__(self, segment: Segment) -> None:
+    `token` is what the whole of it loads under; `frames` are those of all signals, so that an index names one. Every
+    method may raise OSError, and may then be called again.
+    """
+
+    def __init__(self, segment: Segment, signal: Signal) -> None:
         self.segment = segment
+        self.signal = signal
+        self.token = segment.id if signal == "traces" else f"{segment.id}.{signal}"
         self.failed: dict[tuple[int, int], str] = {}
         self.frames: list[FrameInfo] = []
-        self._split = segment.path.with_suffix(SPLIT_SUFFIX)
+        self._split = segment.path.with_name(f"{self.token}{SPLIT_SUFFIX}")
 
     @property
     def begun(self) -> bool:
@@ -57,7 +65,7 @@ class Bisection:
     def read(self) -> None:
         """Find the segment's frames, and the failures that were written down."""
         self.frames = [
-            FrameInfo(frame.offset, frame.offset + frame.length, frame.tenant, frame.spans)
+            FrameInfo(frame.offset, frame.offset + frame.length, frame.tenant, frame.items, frame.signal)
             for frame in read_frames(self.segment.path)
         ]
         for line in self._split.read_bytes().splitlines():
@@ -82,12 +90,11 @@ class Bisection:
     def write_normalised(self, index: int) -> tuple[Path, str] | None:
         """The same for one frame with its request encoded anew; None when that changes nothing."""
         frame = self.frame(index)
-        request = normalise(frame.request)
+        request = normalise(frame.request, frame.signal)
         if request is None:
             return None
         path, token = self._part(f"{index}-normalised")
-        again = Frame(frame.tenant, xxh3_128_digest(request), frame.spans, request)
-        path.write_bytes(b"".join(encode_frame(again, frame.received_unix_nano)))
+        path.write_bytes(b"".join(encode_frame(frame.with_request(request), frame.received_unix_nano)))
         return path, token
 
     def frame(self, index: int) -> StoredFrame:
@@ -97,19 +104,20 @@ class Bisection:
             raise OSError(errno.EIO, f"cannot read frame {index} again", str(self.segment.path))
         return frame
 
-    def spans_by_tenant(self, lo: int, hi: int) -> Counter[str]:
-        """Spans of frames [lo, hi)."""
-        spans: Counter[str] = Counter()
+    def items(self, lo: int, hi: int) -> Items:
+        """What there is of the signal in frames [lo, hi); empty when they are all of another."""
+        items: Counter[tuple[Signal, str]] = Counter()
         for frame in self.frames[lo:hi]:
-            spans[frame.tenant] += frame.spans
-        return spans
+            if frame.signal == self.signal:
+                items[self.signal, frame.tenant] += frame.items
+        return items
 
     def finish(self) -> None:
         """Remove what was written for the bisection. To be called when the segment itself is gone."""
         self._split.unlink(missing_ok=True)
 
     def _part(self, name: str) -> tuple[Path, str]:
-        token = f"{self.segment.id}.{name}"
+        token = f"{self.token}.{name}"
         return self.segment.path.with_name(f"{token}{PART_SUFFIX}"), token
 
     def _note(self, entry: dict[str, object]) -> None:

@@ -1,7 +1,7 @@
 """The ledger: received = stored + rejected + deduplicated + quarantined + in the WAL, per tenant, at every scrape.
 
-Owns the span counters and the registry that `/metrics` shows. Called from the receivers' threads, the WAL's committer
-and the loader; one lock makes every call one step, so a scrape never sees half of one.
+Owns the counters of spans and of log records and the registry that `/metrics` shows. Called from the receivers'
+threads, the WAL's committer and the loader; one lock makes every call one step, so a scrape never sees half of one.
 
 Counters start at zero with the process. What the last one left in the WAL is received again, from the WAL; what is
 replayed from the quarantine is received again as well, since it was already counted as quarantined.
@@ -9,27 +9,33 @@ replayed from the quarantine is received again as well, since it was already cou
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from collector.frames import Signal
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
-_SPANS_HELP = {
-    "received": "Spans that arrived, those found in the WAL at start and those replayed from the quarantine included.",
-    "stored": "Spans that are on disk in the store.",
-    "rejected": "Spans that were refused by themselves and named to the sender as a partial success.",
-    "deduplicated": "Spans of requests that had been received before and were acknowledged again without being stored.",
-    "quarantined": "Spans of requests that the store cannot load; never taken back when they are replayed or dropped.",
+_ITEMS: dict[Signal, tuple[str, str]] = {
+    "traces": ("spanhouse_spans", "Spans"),
+    "logs": ("spanhouse_log_records", "Log records"),
 }
-_IN_WAL_HELP = "Spans on disk in the WAL: received, and neither stored, rejected, deduplicated nor quarantined."
+_HELP = {
+    "received": "that arrived, those found in the WAL at start and those replayed from the quarantine included.",
+    "stored": "that are on disk in the store.",
+    "rejected": "that were refused by themselves and named to the sender as a partial success.",
+    "deduplicated": "of requests that had been received before and were acknowledged again without being stored.",
+    "quarantined": "of requests that the store cannot load; never taken back when they are replayed or dropped.",
+}
+_IN_WAL_HELP = "on disk in the WAL: received, and neither stored, rejected, deduplicated nor quarantined."
 
 
 @dataclass(slots=True)
-class Spans:
-    """Counts of one tenant's spans since the process started."""
+class Counts:
+    """Counts of one tenant's spans, or log records, since the process started."""
 
     received: int = 0
     stored: int = 0
@@ -39,16 +45,16 @@ class Spans:
 
     @property
     def in_wal(self) -> int:
-        """Spans that were received and have not come to an end yet."""
+        """Those that were received and have not come to an end yet."""
         return self.received - self.stored - self.rejected - self.deduplicated - self.quarantined
 
 
 class Ledger(Collector):
-    """Counts spans per tenant; `registry` holds these counters and the process's other metrics."""
+    """Counts spans and log records per tenant; `registry` holds these counters and the process's other metrics."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tenants: dict[str, Spans] = {}
+        self._counts: dict[Signal, dict[str, Counts]] = {signal: {} for signal in _ITEMS}
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.refusals = Counter(
@@ -62,37 +68,39 @@ class Ledger(Collector):
             "spanhouse_load_failures", "Loads that failed, by reason.", ["reason"], registry=self.registry
         )
 
-    def admitted(self, tenant: str, *, received: int, rejected: int = 0, deduplicated: int = 0) -> None:
-        """Count one acknowledged request: all its spans as received, and those of them that go no further.
+    def admitted(
+        self, tenant: str, *, received: int, rejected: int = 0, deduplicated: int = 0, signal: Signal = "traces"
+    ) -> None:
+        """Count one acknowledged request: all its items as received, and those of them that go no further.
 
         The remainder is in the WAL, so this is to be called when the frame is durable (a done callback of the future
         that `append` returns), and not at all when the append failed: that request was not received.
         """
         with self._lock:
-            spans = self._of(tenant)
-            spans.received += received
-            spans.rejected += rejected
-            spans.deduplicated += deduplicated
+            counts = self._of(tenant, signal)
+            counts.received += received
+            counts.rejected += rejected
+            counts.deduplicated += deduplicated
 
-    def recovered(self, tenant: str, spans: int) -> None:
-        """Count spans found in the WAL at start: received, by the process before."""
+    def recovered(self, tenant: str, items: int, signal: Signal = "traces") -> None:
+        """Count items found in the WAL at start: received, by the process before."""
         with self._lock:
-            self._of(tenant).received += spans
+            self._of(tenant, signal).received += items
 
-    def replayed(self, tenant: str, spans: int) -> None:
-        """Count spans that went from the quarantine back into the WAL: received again."""
+    def replayed(self, tenant: str, items: int, signal: Signal = "traces") -> None:
+        """Count items that went from the quarantine back into the WAL: received again."""
         with self._lock:
-            self._of(tenant).received += spans
+            self._of(tenant, signal).received += items
 
-    def stored(self, tenant: str, spans: int) -> None:
-        """Count spans that are on disk in the store and leave the WAL."""
+    def stored(self, tenant: str, items: int, signal: Signal = "traces") -> None:
+        """Count items that are on disk in the store and leave the WAL."""
         with self._lock:
-            self._of(tenant).stored += spans
+            self._of(tenant, signal).stored += items
 
-    def quarantined(self, tenant: str, spans: int) -> None:
-        """Count spans that are on disk in the quarantine and leave the WAL."""
+    def quarantined(self, tenant: str, items: int, signal: Signal = "traces") -> None:
+        """Count items that are on disk in the quarantine and leave the WAL."""
         with self._lock:
-            self._of(tenant).quarantined += spans
+            self._of(tenant, signal).quarantined += items
 
     def refused(self, reason: str) -> None:
         """Count one refused request. `reason` is one of a small fixed set: the name of a class of refusal."""
@@ -102,29 +110,34 @@ class Ledger(Collector):
         """Add a gauge that is read at every scrape; `read` runs on the scraping thread."""
         Gauge(name, help_text, registry=self.registry).set_function(read)
 
-    def spans(self) -> dict[str, Spans]:
-        """A copy of all counts by tenant, taken in one step."""
-        with self._lock:
-            return {
-                tenant: Spans(*(getattr(spans, f.name) for f in fields(Spans)))
-                for tenant, spans in self._tenants.items()
-            }
+    def spans(self) -> dict[str, Counts]:
+        """A copy of all counts of spans by tenant, taken in one step."""
+        return self._copy("traces")
+
+    def log_records(self) -> dict[str, Counts]:
+        """The same of log records."""
+        return self._copy("logs")
 
     def collect(self) -> Iterator[Metric]:
-        """What a scrape sees of the spans (called by the registry)."""
-        tenants = self.spans()
-        for name, help_text in _SPANS_HELP.items():
-            counter = CounterMetricFamily(f"spanhouse_spans_{name}", help_text, labels=["tenant"])
-            for tenant, spans in tenants.items():
-                counter.add_metric([tenant], getattr(spans, name))
-            yield counter
-        in_wal = GaugeMetricFamily("spanhouse_spans_in_wal", _IN_WAL_HELP, labels=["tenant"])
-        for tenant, spans in tenants.items():
-            in_wal.add_metric([tenant], spans.in_wal)
-        yield in_wal
+        """What a scrape sees of the spans and log records (called by the registry)."""
+        for signal, (prefix, items) in _ITEMS.items():
+            tenants = self._copy(signal)
+            for name, help_text in _HELP.items():
+                counter = CounterMetricFamily(f"{prefix}_{name}", f"{items} {help_text}", labels=["tenant"])
+                for tenant, counts in tenants.items():
+                    counter.add_metric([tenant], getattr(counts, name))
+                yield counter
+            in_wal = GaugeMetricFamily(f"{prefix}_in_wal", f"{items} {_IN_WAL_HELP}", labels=["tenant"])
+            for tenant, counts in tenants.items():
+                in_wal.add_metric([tenant], counts.in_wal)
+            yield in_wal
 
-    def _of(self, tenant: str) -> Spans:
-        return self._tenants.setdefault(tenant, Spans())
+    def _copy(self, signal: Signal) -> dict[str, Counts]:
+        with self._lock:
+            return {tenant: replace(counts) for tenant, counts in self._counts[signal].items()}
+
+    def _of(self, tenant: str, signal: Signal) -> Counts:
+        return self._counts[signal].setdefault(tenant, Counts())
 
     def _histogram(self, name: str, help_text: str) -> Histogram:
         return Histogram(name, help_text, buckets=_SECONDS, registry=self.registry)

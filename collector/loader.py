@@ -1,6 +1,7 @@
 """Sealed segments go into the store here: oldest first, each exactly once, for as long as it takes.
 
-Runs a thread of its own. A segment is loaded under its id as token and then discarded. While the store is away the
+Runs a thread of its own. The spans of a segment are loaded under its id as token, its log records, if it has any, under
+another, and then it is discarded. While the store is away the
 loader tries again for ever, and the WAL fills up behind it until senders hear that it is full. A segment whose data do
 not load is bisected: the frames to blame go to the quarantine, all others into the store.
 """
@@ -9,22 +10,25 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from collector.bisection import Bisection
+from collector.frames import Signal
 from collector.ledger import Ledger
 from collector.quarantine import Quarantine
-from collector.segments import Segment, set_aside
+from collector.segments import Items, Segment, set_aside
 from collector.wal import Wal
 from storage.engine import yield_to_others
 from storage.errors import DataError, OutOfMemory, StoreUnavailable
 
-# (file of frames, token). All or nothing: after a DataError none of the file's spans is stored. The same token twice
-# stores once. On return the spans are on disk. Any exception but DataError means: try again; OutOfMemory also: perhaps
-# with less at a time.
-Load = Callable[[Path, str], None]
+# (file of frames, token, signal). All or nothing: after a DataError nothing of that signal in the file is stored. The
+# same token twice stores once. On return it is on disk. Any exception but DataError means: try again; OutOfMemory also:
+# perhaps with less at a time.
+Load = Callable[[Path, str, Signal], None]
+
+_SIGNALS: tuple[Signal, ...] = ("traces", "logs")
 
 _T = TypeVar("_T")
 
@@ -85,20 +89,27 @@ class Loader:
                 return
 
     def _deliver(self, segment: Segment) -> None:
-        bisection = Bisection(segment)
+        held = {signal for signal, _ in segment.items}
+        bisections = [Bisection(segment, signal) for signal in _SIGNALS if signal in held]
+        for bisection in bisections:
+            self._deliver_signal(bisection)
+        self._patiently("discard a segment", lambda: self._wal.discard(segment))
+        for bisection in bisections:
+            self._patiently("remove what a bisection left", bisection.finish)
+
+    def _deliver_signal(self, bisection: Bisection) -> None:
+        segment, signal = bisection.segment, bisection.signal
         if not bisection.begun:
             try:
-                self._load_patiently(segment.path, segment.id)
+                self._load_patiently(segment.path, bisection.token, signal)
             except DataError as error:
                 reason = str(error)
-                logger.warning("segment %s does not load, looking for the frames to blame: %s", segment.id, reason)
+                logger.warning("segment %s does not load, looking for the frames to blame: %s", bisection.token, reason)
                 self._patiently("note a failed segment", lambda: bisection.begin(reason))
             else:
-                self._count_stored(segment.spans_by_tenant)
+                self._count_stored({key: items for key, items in segment.items.items() if key[0] == signal})
         if bisection.begun:
             self._bisect(bisection)
-        self._patiently("discard a segment", lambda: self._wal.discard(segment))
-        self._patiently("remove what a bisection left", bisection.finish)
 
     def _bisect(self, bisection: Bisection) -> None:
         """Load the largest ranges of frames that load, left to right, and condemn the frames that remain."""
@@ -108,7 +119,7 @@ class Loader:
         ranges = [(middle, count), (0, middle)] if count > 1 else [(0, count)]
         while ranges:
             lo, hi = ranges.pop()
-            if lo == hi or self._range_loads(bisection, lo, hi):
+            if not bisection.items(lo, hi) or self._range_loads(bisection, lo, hi):
                 continue
             if hi - lo == 1:
                 self._condemn(bisection, lo)
@@ -122,14 +133,15 @@ class Loader:
             return False
         part, token = self._patiently("write a part of a segment", lambda: bisection.write_range(lo, hi))
         try:
-            self._load_patiently(part, token, _MEMORY_TRIES_MAX if hi - lo > 1 else _MEMORY_TRIES_OF_ONE_FRAME_MAX)
+            tries_max = _MEMORY_TRIES_MAX if hi - lo > 1 else _MEMORY_TRIES_OF_ONE_FRAME_MAX
+            self._load_patiently(part, token, bisection.signal, tries_max)
         except DataError as error:
             reason = str(error)
             self._patiently("note a failed range", lambda: bisection.fail(lo, hi, reason))
             return False
         finally:
             part.unlink(missing_ok=True)
-        self._count_stored(bisection.spans_by_tenant(lo, hi))
+        self._count_stored(bisection.items(lo, hi))
         return True
 
     def _condemn(self, bisection: Bisection, index: int) -> None:
@@ -140,18 +152,18 @@ class Loader:
         if normalised is not None:
             part, token = normalised
             try:
-                self._load_patiently(part, token)
+                self._load_patiently(part, token, info.signal)
             except DataError as error:
                 reason = str(error)
             else:
                 logger.info("frame %s.%d loads when its request is encoded anew", segment_id, index)
-                self._ledger.stored(info.tenant, info.spans)
+                self._ledger.stored(info.tenant, info.items, info.signal)
                 return
             finally:
                 part.unlink(missing_ok=True)
         frame = self._patiently("read a frame", lambda: bisection.frame(index))
         self._patiently("quarantine a frame", lambda: self._quarantine.put(segment_id, index, frame, reason))
-        self._ledger.quarantined(info.tenant, info.spans)
+        self._ledger.quarantined(info.tenant, info.items, info.signal)
 
     def _set_rest_aside(self, bisection: Bisection) -> None:
         """Keep what can no longer be read as frames: the segment was whole when it was sealed."""
@@ -161,22 +173,25 @@ class Loader:
             return
         kept = self._patiently("set a damaged segment aside", lambda: set_aside(segment.path, end))
         logger.error("segment %s is damaged from byte %d on: kept the rest as %s", segment.id, end, kept)
-        readable = bisection.spans_by_tenant(0, len(bisection.frames))
-        for tenant, spans in segment.spans_by_tenant.items():
-            self._ledger.quarantined(tenant, spans - readable[tenant])
+        readable = bisection.items(0, len(bisection.frames))
+        for (signal, tenant), items in segment.items.items():
+            if signal == bisection.signal:
+                self._ledger.quarantined(tenant, items - readable.get((signal, tenant), 0), signal)
 
-    def _count_stored(self, spans_by_tenant: Mapping[str, int]) -> None:
-        for tenant, spans in spans_by_tenant.items():
-            self._ledger.stored(tenant, spans)
+    def _count_stored(self, items: Items) -> None:
+        for (signal, tenant), count in items.items():
+            self._ledger.stored(tenant, count, signal)
 
-    def _load_patiently(self, path: Path, token: str, out_of_memory_tries_max: int = _MEMORY_TRIES_MAX) -> None:
+    def _load_patiently(
+        self, path: Path, token: str, signal: Signal, out_of_memory_tries_max: int = _MEMORY_TRIES_MAX
+    ) -> None:
         tries = 0
 
         def load() -> None:
             nonlocal tries
             start_s = time.monotonic()
             try:
-                self._load(path, token)
+                self._load(path, token, signal)
             except OutOfMemory as error:
                 tries += 1
                 if tries == out_of_memory_tries_max:

@@ -1,4 +1,4 @@
-"""The OTLP/gRPC receiver: TraceService/Export, raw bytes in and out.
+"""The OTLP/gRPC receiver: TraceService/Export and LogsService/Export, raw bytes in and out.
 
 Owns the gRPC server and its threads. A handler thread has one call from its message to its answer: it receives the
 message, admits it, and waits until it is on disk; as many calls as there are threads so share one fsync. The message is
@@ -14,21 +14,28 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
 
 from collector.admission import DEFAULT_TENANT, TENANT_HEADER, Admission
+from collector.frames import Context, Signal
+from collector.headers import HEADERS, context_of
 from collector.status import AckTimeout, BadRequest, NotFound, Overloaded, Refusal, SlowSender, grpc_status, refusal_of
 
-EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+EXPORTS: dict[str, Signal] = {
+    "/opentelemetry.proto.collector.trace.v1.TraceService/Export": "traces",
+    "/opentelemetry.proto.collector.logs.v1.LogsService/Export": "logs",
+}
 
 # Services of OTLP that this server does not have. grpc would answer them with the same code and "Method not found!".
 OTHER_SIGNALS = {
-    "/opentelemetry.proto.collector.logs.v1.LogsService/Export": "logs",
     "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export": "metrics",
     "/opentelemetry.proto.collector.profiles.v1development.ProfilesService/Export": "profiles",
 }
+
+_METADATA = HEADERS | {TENANT_HEADER}
 
 _KEEPALIVE_MS = 60_000
 _DEADLINES_LOOKED_AT_S = 0.5
@@ -72,7 +79,10 @@ class OtlpGrpc:
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
         )
-        self._export: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(self._answer)
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            method: grpc.stream_unary_rpc_method_handler(partial(self._answer, signal))
+            for method, signal in EXPORTS.items()
+        }
         self._overloaded = self._refuse_with(lambda: Overloaded("cannot take more calls at a time: send later"))
 
     def start(self) -> None:
@@ -93,19 +103,19 @@ class OtlpGrpc:
 
     def _handler_of(self, method: str) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Which handler gets a call. Runs on grpc's own thread, before anything of the message is read."""
-        if method == EXPORT:
-            return self._export if self._calls.pending < self._calls_max else self._overloaded
+        if handler := self._handlers.get(method):
+            return handler if self._calls.pending < self._calls_max else self._overloaded
         if signal := OTHER_SIGNALS.get(method):
-            return self._refuse_with(lambda: NotFound(f"cannot take {signal}: Spanhouse takes traces only"))
+            return self._refuse_with(lambda: NotFound(f"cannot take {signal}: Spanhouse takes traces and logs only"))
         return None  # grpc answers UNIMPLEMENTED
 
     def _refuse_with(self, refusal: Callable[[], Refusal]) -> "grpc.RpcMethodHandler[Any, Any]":
         return grpc.stream_unary_rpc_method_handler(_Refuse(self._admission, refusal, self._refusals))
 
-    def _answer(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    def _answer(self, signal: Signal, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """One call, from its message to its answer. Whatever goes wrong is a refusal: never UNKNOWN."""
         try:
-            return self._export_one(messages, context)
+            return self._export_one(signal, messages, context)
         except grpc.RpcError:
             return b""  # the client is gone: nobody hears this
         except Exception as error:
@@ -113,25 +123,29 @@ class OtlpGrpc:
         self._admission.ledger.refused(refusal.reason)
         context.abort_with_status(grpc_status(refusal))
 
-    def _export_one(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    def _export_one(self, signal: Signal, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         with self._deadlines.watch(context):
             body = next(messages, None)
         if body is None:
             # Also what a message over the limit looks like from here: then grpc has answered, and this goes nowhere.
             raise BadRequest("cannot take a call without a message")
         with self._admission.in_flight.hold(len(body)):
-            receipt = self._admission.admit(body, _tenant(context))
+            receipt = self._admission.admit(body, *_said(context), signal)
             try:
                 return receipt.result(self._ack_timeout_s).encode()
             except futures.TimeoutError as error:
                 raise AckTimeout.after(self._ack_timeout_s) from error
 
 
-def _tenant(context: grpc.ServicerContext) -> str:
-    for key, value in context.invocation_metadata():
-        if key == TENANT_HEADER:
-            return value if isinstance(value, str) else value.decode(errors="replace")
-    return DEFAULT_TENANT
+def _said(context: grpc.ServicerContext) -> tuple[str, Context]:
+    """The tenant of a call, and what else its metadata say. Raises BadRequest."""
+    said = {
+        key: value if isinstance(value, str) else value.decode(errors="replace")
+        for key, value in context.invocation_metadata()
+        if key in _METADATA
+    }
+    tenant = said.pop(TENANT_HEADER, DEFAULT_TENANT)
+    return tenant, context_of(said) if said else ()
 
 
 class _Methods(grpc.GenericRpcHandler):

@@ -1,6 +1,6 @@
-"""The OTLP/HTTP receiver: POST /v1/traces, protobuf or JSON, as a bare ASGI application for uvicorn.
+"""The OTLP/HTTP receiver: POST of traces and logs, protobuf or JSON, as a bare ASGI application for uvicorn.
 
-Owns what HTTP adds to OTLP: paths, methods, media types, codings, the bounded reading of a body, and answers of which
+Owns what HTTP adds to OTLP: methods, media types, codings, the bounded reading of a body, and answers of which
 every 4xx and 5xx has a google.rpc.Status for a body. Runs on uvicorn's event loop; bodies above a few kilobytes are
 inflated, converted and sifted on threads of its own, so that a large request does not hold up the others.
 
@@ -11,12 +11,15 @@ a client that is cut off while it sends may never see the answer, and would send
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from collector.admission import DEFAULT_TENANT, TENANT_HEADER, Admission, Hold, Receipt, too_large
 from collector.compression import coding, inflate
+from collector.endpoints import ENDPOINTS, LOGS_PATH, OTHER_SIGNALS, TRACES_PATH, Endpoint
+from collector.frames import Context, Signal
+from collector.headers import context_of_http
 from collector.otlp_json import to_protobuf
 from collector.status import (
     AckTimeout,
@@ -36,8 +39,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-TRACES_PATH = "/v1/traces"
-OTHER_SIGNALS = {"/v1/logs": "logs", "/v1/metrics": "metrics", "/v1development/profiles": "profiles"}
 PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
 
 # Up to this size a body is dealt with on the event loop: a hop to a thread costs more than the work.
@@ -48,6 +49,16 @@ _REQUEST_OVERHEAD_BYTES = 1 << 16
 
 _HEADERS_BYTES_MAX = 1 << 16
 _HEADERS_TIMEOUT_S = 30.0
+
+
+class _Sent(NamedTuple):
+    """What the head of a request says of its body."""
+
+    encoding: str
+    json: bool
+    tenant: str
+    context: Context
+    signal: Signal
 
 
 class _Disconnected(Exception):
@@ -91,26 +102,27 @@ class OtlpHttp:
             await _answer(send, 200, media_type, body)
 
     async def _export(self, scope: Scope, headers: dict[bytes, bytes], media_type: bytes, receive: Receive) -> bytes:
-        _check_target(scope, media_type)
+        endpoint = _endpoint(scope, media_type)
         encoding = coding(headers.get(b"content-encoding", b"").decode("latin-1"))
         tenant = headers.get(TENANT_HEADER.encode(), DEFAULT_TENANT.encode()).decode("latin-1")
-        json = media_type == JSON
+        context = context_of_http(headers, endpoint.project_header)
+        sent = _Sent(encoding, media_type == JSON, tenant, context, endpoint.signal)
         with self._admission.in_flight.hold(_REQUEST_OVERHEAD_BYTES) as hold:
             announced = headers.get(b"content-length", b"0")
             self._check_size(int(announced))
             body = await self._read(receive, hold)
             if len(body) <= _INLINE_BYTES:
-                admitted = self._admit(body, encoding, json, tenant, hold)
+                admitted = self._admit(body, sent, hold)
             else:
                 loop = asyncio.get_running_loop()
-                admitted = await loop.run_in_executor(self._threads, self._admit, body, encoding, json, tenant, hold)
+                admitted = await loop.run_in_executor(self._threads, self._admit, body, sent, hold)
             del body  # a compressed body is not needed while its contents wait for the disk
             try:
                 async with asyncio.timeout(self._ack_timeout_s):
                     receipt = await asyncio.wrap_future(admitted)
             except TimeoutError as error:
                 raise AckTimeout.after(self._ack_timeout_s) from error
-        return receipt.encode(json=json)
+        return receipt.encode(json=sent.json)
 
     def _check_size(self, size: int) -> None:
         if size > self._admission.request_bytes_max:
@@ -139,11 +151,12 @@ class OtlpHttp:
             ) from error
         return b"".join(chunks)
 
-    def _admit(self, body: bytes, encoding: str, json: bool, tenant: str, hold: Hold) -> "Future[Receipt]":
+    def _admit(self, body: bytes, sent: "_Sent", hold: Hold) -> "Future[Receipt]":
         """From a body as it was sent to its admission. On a thread of this receiver; on the event loop when small."""
-        inflated = inflate(body, encoding, self._admission.request_bytes_max)
+        inflated = inflate(body, sent.encoding, self._admission.request_bytes_max)
         hold.grow(len(inflated) - len(body))
-        return self._admission.admit(to_protobuf(inflated) if json else inflated, tenant)
+        request = to_protobuf(inflated, sent.signal) if sent.json else inflated
+        return self._admission.admit(request, sent.tenant, sent.context, sent.signal)
 
     async def _refuse(self, refusal: Refusal, media_type: bytes, send: Send) -> None:
         self._admission.ledger.refused(refusal.reason)
@@ -159,20 +172,22 @@ class OtlpHttp:
         await _answer(send, codes(refusal).http, JSON if json else PROTOBUF, http_body(refusal, json=json), headers)
 
 
-def _check_target(scope: Scope, media_type: bytes) -> None:
-    """Raises NotFound, MethodNotAllowed or UnsupportedMediaType unless this is a POST of OTLP to the traces' path."""
+def _endpoint(scope: Scope, media_type: bytes) -> Endpoint:
+    """Raises NotFound, MethodNotAllowed or UnsupportedMediaType unless this is a POST of OTLP to a path of its own."""
     path, method = scope["path"], scope["method"]
-    if signal := OTHER_SIGNALS.get(path):
-        raise NotFound(f"cannot take {signal}: Spanhouse takes traces only, at {TRACES_PATH}")
-    if path != TRACES_PATH:
-        raise NotFound(f"cannot find {path[:200]!r}: traces go to {TRACES_PATH}")
+    endpoint = ENDPOINTS.get(path)
+    if endpoint is None:
+        if signal := OTHER_SIGNALS.get(path):
+            raise NotFound(f"cannot take {signal}: Spanhouse takes traces, at {TRACES_PATH}, and logs, at {LOGS_PATH}")
+        raise NotFound(f"cannot find {path[:200]!r}: traces go to {TRACES_PATH}, logs to {LOGS_PATH}")
     if method != "POST":
-        raise MethodNotAllowed(f"cannot {method} {TRACES_PATH}: POST traces to it")
+        raise MethodNotAllowed(f"cannot {method} {path}: POST {endpoint.signal} to it")
     if media_type not in (PROTOBUF, JSON):
         raise UnsupportedMediaType(
             f"cannot take Content-Type {media_type.decode('latin-1')[:200]!r}: "
             f"send {PROTOBUF.decode()} or {JSON.decode()}"
         )
+    return endpoint
 
 
 async def _answer(

@@ -5,8 +5,8 @@ in either case, 64-bit integers strings or numbers, unknown names ignored, `null
 alphabet. Names of enum values are taken although the specification forbids senders to use them: a sender that does so
 means one thing only, and the Collector takes them too. snake_case names are unknown names.
 
-What cannot be read raises BadRequest with the path to it. One thing does not: an id that is not hex spoils its span
-alone. The span goes on with a trace id that is none, so that admission rejects it.
+What cannot be read raises BadRequest with the path to it. One thing does not: an id that is not hex spoils its span, or
+log record, alone. It goes on with a trace id that is none, so that admission rejects it.
 
 json_format of protobuf is no help here: it reads ids as base64, and it stops at a depth that OTLP does not know.
 No thread of its own; the receiver calls this where it may take its time.
@@ -23,9 +23,10 @@ from typing import Any
 import orjson
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from collector.frames import varint
+from collector.frames import Signal, varint
 from collector.schema import STRICT
 from collector.status import BadRequest
 
@@ -50,13 +51,16 @@ class _NotHex(_Malformed):
     """An id that is not hex. Its text is longer than any id, so what carries it is none."""
 
 
-def to_protobuf(body: bytes) -> bytes:
-    """The protobuf encoding of an ExportTraceServiceRequest in OTLP/JSON. Raises BadRequest."""
+def to_protobuf(body: bytes, signal: Signal = "traces") -> bytes:
+    """The protobuf encoding of an ExportTraceServiceRequest, or ExportLogsServiceRequest, in OTLP/JSON.
+
+    Raises BadRequest.
+    """
     try:
         document = orjson.loads(body.removeprefix(_BOM))
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"cannot decode the body as JSON: {error}") from error
-    request = STRICT["Request"]()
+    request = STRICT["Request" if signal == "traces" else "LogsRequest"]()
     try:
         _fill(request, document)
     except _Malformed as error:
@@ -89,8 +93,8 @@ _Set = Callable[[Any, Any], None]
 def _setter(owner: str, field: Any) -> _Set:
     """How the field is set from its JSON value (never null)."""
     name = field.name
-    if (owner, name) == ("ScopeSpans", "spans"):
-        return _set_spans
+    if (owner, name) in (("ScopeSpans", "spans"), ("ScopeLogs", "log_records")):
+        return _items(name)
     if field.message_type is not None:
         return _repeated(name) if field.is_repeated else _singular(name)
     read = _READ_SPECIAL.get((owner, name)) or _READ[field.type]
@@ -128,17 +132,21 @@ def _repeated(name: str) -> _Set:
     return set_items
 
 
-def _set_spans(message: Any, value: object) -> None:
-    for index, item in enumerate(_list(value)):
-        span = message.spans.add()
-        try:
-            _fill(span, item)
-        except _NotHex as error:
-            span.Clear()
-            span.trace_id = f"{error.path()}: {error}".encode()
-        except _Malformed as error:
-            error.place.append(index)
-            raise
+def _items(name: str) -> _Set:
+    def set_items(message: Any, value: object) -> None:
+        items = getattr(message, name)
+        for index, item in enumerate(_list(value)):
+            added = items.add()
+            try:
+                _fill(added, item)
+            except _NotHex as error:
+                added.Clear()
+                added.trace_id = f"{error.path()}: {error}".encode()
+            except _Malformed as error:
+                error.place.append(index)
+                raise
+
+    return set_items
 
 
 # --- readers: JSON value to Python value --------------------------------------------------------------------------
@@ -280,6 +288,9 @@ _READ_SPECIAL: dict[tuple[str, str], Callable[[object], Any]] = {
     ("Span", "parent_span_id"): _id,
     ("Link", "trace_id"): _id,
     ("Link", "span_id"): _id,
+    ("LogRecord", "trace_id"): _id,
+    ("LogRecord", "span_id"): _id,
+    ("LogRecord", "severity_number"): _enum(SeverityNumber.items()),
     ("Span", "kind"): _enum(Span.SpanKind.items()),
     ("Status", "code"): _enum(Status.StatusCode.items()),
     ("AnyValue", "array_value"): _nested("AnyValue"),
@@ -289,5 +300,5 @@ _READ_SPECIAL: dict[tuple[str, str], Callable[[object], Any]] = {
 _FIELDS = {
     name: {field.json_name: _setter(name, field) for field in message_class.DESCRIPTOR.fields}
     for name, message_class in STRICT.items()
-    if name != "Frame"
+    if name not in ("Frame", "Context")
 }

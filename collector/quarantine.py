@@ -9,19 +9,20 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import orjson
 from google.protobuf.message import DecodeError, EncodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from xxhash import xxh3_128_digest
 
 from collector.disk import sync_directory, write_file
-from collector.frames import Frame, StoredFrame, encode_frame, read_frame
+from collector.frames import Frame, Signal, StoredFrame, encode_frame, read_frame
 from collector.ledger import Ledger
 from collector.schema import STRICT
 
@@ -40,7 +41,7 @@ class NotQuarantined(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Why a frame is in the quarantine. `bytes` is the length of its request."""
+    """Why a frame is in the quarantine. `bytes` is the length of its request, which holds spans or log records."""
 
     id: str
     tenant: str
@@ -49,16 +50,27 @@ class Entry:
     received_unix_nano: int
     quarantined_unix_nano: int
     reason: str
+    log_records: int = 0
+
+    @property
+    def signal(self) -> Signal:
+        """What the request holds."""
+        return "logs" if self.log_records else "traces"
+
+    @property
+    def items(self) -> int:
+        """How many of it."""
+        return self.log_records or self.spans
 
 
-def normalise(request: bytes | memoryview) -> bytes | None:
+def normalise(request: bytes | memoryview, signal: Signal) -> bytes | None:
     """The request encoded anew by the engine's own schema, which mends what is legal on the wire but not to the engine.
 
     That is a oneof set twice, numbers wider than their field, fields of OTLP sent as another wire type, groups: parsers
     of protobuf take the last, cut, or skip them. None when it cannot be decoded, or is the same bytes again.
     """
     try:
-        message = STRICT["Request"].FromString(bytes(request))
+        message = STRICT["Request" if signal == "traces" else "LogsRequest"].FromString(bytes(request))
         message.DiscardUnknownFields()
         normal = message.SerializeToString()
     except (DecodeError, EncodeError):
@@ -89,11 +101,12 @@ class Quarantine:
     def put(self, segment_id: str, index: int, frame: StoredFrame, reason: str) -> None:
         """Keep frame `index` of a segment; on return it is on disk. Calling it again is harmless."""
         frame_id = f"{segment_id}.{index}"
-        again = Frame(frame.tenant, frame.digest, frame.spans, bytes(frame.request))
+        again = frame.with_request(bytes(frame.request))
         entry = {
             "id": frame_id,
             "tenant": frame.tenant,
-            "spans": frame.spans,
+            "spans": frame.items if frame.signal == "traces" else 0,
+            "log_records": frame.items if frame.signal == "logs" else 0,
             "bytes": len(frame.request),
             "received_unix_nano": frame.received_unix_nano,
             "quarantined_unix_nano": time.time_ns(),
@@ -105,7 +118,8 @@ class Quarantine:
             write_file(self._path(frame_id, ENTRY_SUFFIX), [orjson.dumps(entry)], durable=True)
             sync_directory(self._directory)
             self._bytes += self._size(frame_id) - before
-        logger.error("quarantined frame %s (tenant %s, %d spans): %s", frame_id, frame.tenant, frame.spans, reason)
+        amount = _amount(frame.items, frame.signal)
+        logger.error("quarantined frame %s (tenant %s, %s): %s", frame_id, frame.tenant, amount, reason)
 
     def page(self, *, limit: int, after: str = "") -> list[Entry]:
         """At most `limit` entries whose ids follow `after`, in order of id (oldest segment first)."""
@@ -125,23 +139,23 @@ class Quarantine:
     def summary(self, frame_id: str) -> dict[str, Any]:
         """What the request of a frame holds, as far as it can be decoded: services, and its first spans.
 
-        `decodes` says whether it can; `error` why not. Raises NotQuarantined.
+        Of log records: the spans they belong to, under the names of the events. `decodes` says whether it can; `error`
+        why not. Raises NotQuarantined.
         """
         self.get(frame_id)
+        frame = self._frame(frame_id)
         try:
-            request = ExportTraceServiceRequest.FromString(bytes(self._frame(frame_id).request))
+            resources = _resources(frame)
         except DecodeError as error:
             return {"decodes": False, "error": str(error), "services": [], "spans": []}
         services: dict[str, None] = {}
         spans: list[dict[str, str]] = []
-        for resource_spans in request.resource_spans:
-            attributes = resource_spans.resource.attributes
+        for attributes, items in resources:
             services.update({kv.value.string_value[:200]: None for kv in attributes if kv.key == "service.name"})
-            for scope_spans in resource_spans.scope_spans:
-                spans += [
-                    {"trace_id": span.trace_id.hex(), "span_id": span.span_id.hex(), "name": span.name[:200]}
-                    for span in scope_spans.spans[: _SPANS_SHOWN_MAX - len(spans)]
-                ]
+            spans += [
+                {"trace_id": trace_id.hex(), "span_id": span_id.hex(), "name": name[:200]}
+                for trace_id, span_id, name in islice(items, _SPANS_SHOWN_MAX - len(spans))
+            ]
         return {"decodes": True, "error": "", "services": list(services)[:_SPANS_SHOWN_MAX], "spans": spans}
 
     def replay(self, frame_id: str, append: Callable[[Frame], Future[None]]) -> Entry:
@@ -153,12 +167,12 @@ class Quarantine:
         """
         with self._lock:
             entry = self.get(frame_id)
-            request = self._frame(frame_id).request
-            request_bytes = normalise(request) or bytes(request)
-            append(Frame(entry.tenant, xxh3_128_digest(request_bytes), entry.spans, request_bytes)).result()
-            self._ledger.replayed(entry.tenant, entry.spans)
+            frame = self._frame(frame_id)
+            request = normalise(frame.request, frame.signal) or bytes(frame.request)
+            append(frame.with_request(request)).result()
+            self._ledger.replayed(frame.tenant, frame.items, frame.signal)
             self._remove(frame_id)
-        logger.info("replayed frame %s (tenant %s, %d spans)", frame_id, entry.tenant, entry.spans)
+        logger.info("replayed frame %s (tenant %s, %s)", frame_id, frame.tenant, _amount(frame.items, frame.signal))
         return entry
 
     def drop(self, frame_id: str) -> None:
@@ -166,7 +180,7 @@ class Quarantine:
         with self._lock:
             entry = self.get(frame_id)
             self._remove(frame_id)
-        logger.warning("dropped frame %s (tenant %s, %d spans)", frame_id, entry.tenant, entry.spans)
+        logger.warning("dropped frame %s (tenant %s, %s)", frame_id, entry.tenant, _amount(entry.items, entry.signal))
 
     def _find(self, frame_id: str) -> Entry | None:
         try:
@@ -195,6 +209,32 @@ class Quarantine:
 
     def _path(self, frame_id: str, suffix: str) -> Path:
         return self._directory / f"{frame_id}{suffix}"
+
+
+def _resources(frame: StoredFrame) -> Iterator[tuple[Any, Iterator[tuple[bytes, bytes, str]]]]:
+    """The resources of a request: their attributes; trace id, span id and name of their items. Raises DecodeError."""
+    if frame.signal == "traces":
+        spans = ExportTraceServiceRequest.FromString(bytes(frame.request)).resource_spans
+        return (
+            (r.resource.attributes, ((s.trace_id, s.span_id, s.name) for scope in r.scope_spans for s in scope.spans))
+            for r in spans
+        )
+    logs = ExportLogsServiceRequest.FromString(bytes(frame.request)).resource_logs
+    return (
+        (
+            r.resource.attributes,
+            (
+                (record.trace_id, record.span_id, record.event_name)
+                for scope in r.scope_logs
+                for record in scope.log_records
+            ),
+        )
+        for r in logs
+    )
+
+
+def _amount(items: int, signal: Signal) -> str:
+    return f"{items} {'spans' if signal == 'traces' else 'log records'}"
 
 
 def _order(frame_id: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Which requests a segment held, kept for as long as their senders may send them again.
+"""Which requests a segment held (`Frame.identity`), kept for as long as their senders may send them again.
 
 Owns the `.seen` files of the WAL directory: one beside each segment from the moment it is sealed, which stays when the
 segment goes and is removed when the newest of its frames is older than the retransmit window. No thread of its own.
@@ -10,27 +10,27 @@ import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-_RECORD = struct.Struct("<Q16sB")  # received_unix_nano, digest, bytes of the tenant name that follows
+_RECORD = struct.Struct("<Q16sB")  # received_unix_nano, identity, bytes of the tenant name that follows
 
 SEEN_SUFFIX = ".seen"
 
 
-def seen_record(tenant: str, digest: bytes, received_unix_nano: int) -> bytes:
+def seen_record(tenant: str, identity: bytes, received_unix_nano: int) -> bytes:
     """One request in the form of a `.seen` file."""
     name = tenant.encode()
-    return _RECORD.pack(received_unix_nano, digest, len(name)) + name
+    return _RECORD.pack(received_unix_nano, identity, len(name)) + name
 
 
 def read_seen(path: Path) -> Iterator[tuple[str, bytes, int]]:
-    """(tenant, digest, received_unix_nano) of every request in a `.seen` file; ends at the first odd byte."""
+    """(tenant, identity, received_unix_nano) of every request in a `.seen` file; ends at the first odd byte."""
     data, at = path.read_bytes(), 0
     while at + _RECORD.size < len(data):
-        received_unix_nano, digest, length = _RECORD.unpack_from(data, at)
+        received_unix_nano, identity, length = _RECORD.unpack_from(data, at)
         name = data[at + _RECORD.size : at + _RECORD.size + length]
         at += _RECORD.size + length
         if not name or at > len(data) or not name.isascii():
             return
-        yield name.decode("ascii"), digest, received_unix_nano
+        yield name.decode("ascii"), identity, received_unix_nano
 
 
 class SeenFiles:
@@ -69,7 +69,7 @@ class SeenFiles:
             del self._newest[path]
 
     def recent(self) -> Iterator[tuple[str, bytes, int]]:
-        """(tenant, digest, received_unix_nano) of every request within the window, of all files, oldest file first."""
+        """(tenant, identity, received_unix_nano) of every request within the window, oldest file first."""
         oldest = time.time_ns() - self._window_nano
         for path in sorted(self._directory.glob(f"*{SEEN_SUFFIX}")):
             if not path.exists():  # the loader has expired it since the listing

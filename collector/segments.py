@@ -9,12 +9,12 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from collector.disk import sync_data, sync_directory, write_all, write_file
-from collector.frames import Frame, encode_frame, read_frames
+from collector.frames import Frame, Signal, encode_frame, read_frames
 from collector.seen import SEEN_SUFFIX, seen_record
 
 OPEN_SUFFIX, SEALED_SUFFIX, DAMAGED_SUFFIX = ".open", ".wal", ".damaged"
@@ -28,6 +28,10 @@ _COPY_BYTES = 1 << 20
 logger = logging.getLogger(__name__)
 
 
+Items = Mapping[tuple[Signal, str], int]
+"""How many spans or log records there are, by signal and tenant."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A sealed segment: a file the engine can read as it lies. `id` never repeats, and sorts by time."""
@@ -35,7 +39,7 @@ class Segment:
     id: str
     path: Path
     bytes: int
-    spans_by_tenant: dict[str, int]
+    items: Items
     oldest_unix_nano: int
     newest_unix_nano: int
 
@@ -52,7 +56,7 @@ class OpenSegment:
         self.started_s = 0.0  # monotonic clock, when the first frame became durable
         self.broken = False  # a sync failed: nothing more may be written to this file
         self._newest_unix_nano = 0
-        self._spans: Counter[str] = Counter()
+        self._items: Counter[tuple[Signal, str]] = Counter()
         self._seen: list[bytes] = []
         self._torn = False  # bytes beyond the durable length could not be cut off
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
@@ -81,8 +85,8 @@ class OpenSegment:
         self.bytes += written
         self._newest_unix_nano = group[-1][1]
         for frame, received in group:
-            self._spans[frame.tenant] += frame.spans
-            self._seen.append(seen_record(frame.tenant, frame.digest, received))
+            self._items[frame.signal, frame.tenant] += frame.items
+            self._seen.append(seen_record(frame.tenant, frame.identity, received))
 
     def seal(self) -> Segment:
         """Close the file under its final name, ready to be loaded. Raises OSError: then it is still open.
@@ -94,7 +98,7 @@ class OpenSegment:
         path = self.path.rename(self.path.with_suffix(SEALED_SUFFIX))
         with contextlib.suppress(OSError):  # all of it is durable already
             os.close(self._fd)
-        return Segment(self.id, path, self.bytes, dict(self._spans), self.oldest_unix_nano, self._newest_unix_nano)
+        return Segment(self.id, path, self.bytes, dict(self._items), self.oldest_unix_nano, self._newest_unix_nano)
 
     def remove(self) -> None:
         """Remove the file: there is no frame in it."""
@@ -121,7 +125,8 @@ def recover_segments(directory: Path) -> list[Segment]:
     for path in [*directory.glob(f"*{PART_SUFFIX}"), *directory.glob("*.tmp")]:
         path.unlink()
     for path in directory.glob(f"*{SPLIT_SUFFIX}"):
-        if not path.with_suffix(SEALED_SUFFIX).exists():
+        # A bisection of log records has a file of its own, <id>.logs.split.
+        if not (directory / (path.name.partition(".")[0] + SEALED_SUFFIX)).exists():
             path.unlink()
     paths = [path for path in directory.iterdir() if path.suffix in (OPEN_SUFFIX, SEALED_SUFFIX)]
     segments = [segment for path in sorted(paths) if (segment := _recover(path)) is not None]
@@ -135,12 +140,12 @@ def recover_segments(directory: Path) -> list[Segment]:
 
 
 def _recover(path: Path) -> Segment | None:
-    length, oldest, newest, spans, seen = 0, 0, 0, Counter[str](), []
+    length, oldest, newest, items, seen = 0, 0, 0, Counter[tuple[Signal, str]](), []
     for frame in read_frames(path):
         length = frame.offset + frame.length
         oldest, newest = oldest or frame.received_unix_nano, frame.received_unix_nano
-        spans[frame.tenant] += frame.spans
-        seen.append(seen_record(frame.tenant, frame.digest, frame.received_unix_nano))
+        items[frame.signal, frame.tenant] += frame.items
+        seen.append(seen_record(frame.tenant, frame.identity, frame.received_unix_nano))
     excess = path.stat().st_size - length
     if excess and path.suffix == SEALED_SUFFIX:
         # Every byte of a sealed segment was acknowledged, so this is a damaged disk and no crash.
@@ -154,7 +159,7 @@ def _recover(path: Path) -> Segment | None:
         logger.warning("cut %d bytes without a whole frame off the end of segment %s", excess, path)
     _note_seen(path, seen)
     sealed = path.rename(path.with_suffix(SEALED_SUFFIX))
-    return Segment(path.stem, sealed, length, dict(spans), oldest, newest)
+    return Segment(path.stem, sealed, length, dict(items), oldest, newest)
 
 
 def _note_seen(path: Path, seen: Sequence[bytes]) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from xxhash import xxh3_128_digest
 
 from collector.disk import sync_data, sync_directory
-from collector.frames import FRAME_OVERHEAD_BYTES_MAX, Frame
+from collector.frames import Frame
 from collector.ledger import Ledger
 from collector.seen import SeenFiles
 from collector.segments import LOCK_NAME, OpenSegment, Segment, recover_segments
@@ -121,7 +121,7 @@ class Wal:
         """
         if xxh3_128_digest(frame.request) != frame.digest:
             raise ValueError("the frame's digest is not xxh3_128 of its request")
-        size = len(frame.request) + FRAME_OVERHEAD_BYTES_MAX
+        size = frame.bytes_max
         durable: Future[None] = Future()
         durable.set_running_or_notify_cancel()  # it is on its way: nobody can take it back
         with self._lock:
@@ -132,7 +132,7 @@ class Wal:
         return durable
 
     def recent_digests(self) -> Iterator[tuple[str, bytes, int]]:
-        """(tenant, digest, received_unix_nano) of every request received within the retransmit window, from disk.
+        """(tenant, identity, received_unix_nano) of every request received within the retransmit window, from disk.
 
         Meant for the start, before the first append: it does not see the open segment.
         """
@@ -319,8 +319,8 @@ class Wal:
         for segment in recover_segments(self._directory):
             self._keep(segment)
             self._last_unix_nano = max(self._last_unix_nano, segment.newest_unix_nano)
-            for tenant, spans in segment.spans_by_tenant.items():
-                self._ledger.recovered(tenant, spans)
+            for (signal, tenant), items in segment.items.items():
+                self._ledger.recovered(tenant, items, signal)
         self._last_unix_nano = max(self._last_unix_nano, self._seen.adopt(exclude=self._kept))
         if self._kept:
             logger.info(

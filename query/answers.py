@@ -112,6 +112,28 @@ class Scope(Answer):
     schema_url: str
 
 
+class Usage(Answer):
+    """Tokens and cost."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    cached_input_tokens: int = Field(description="Part of the input tokens.")
+    reasoning_tokens: int = Field(description="Part of the output tokens.")
+    cost_usd: float | None = Field(description="null where nothing of it is known.")
+
+
+class SpanUsage(Usage):
+    """What one span says it spent."""
+
+    counts: bool = Field(description="Whether the trace's usage has it.")
+    reason: Literal["rollup", "duplicate"] | None = Field(
+        description="Why not: it repeats what its children spent, or another span records the same call."
+    )
+    duplicate_of: SpanId | None = Field(description="The span that counts instead.")
+    cost_source: Literal["span", "price"] | None = Field(description="Who says the cost: the span, or the price table.")
+
+
 class Span(Answer):
     """One span as it was sent; it stands alone, so resource and scope are in each."""
 
@@ -132,6 +154,12 @@ class Span(Answer):
     attributes: Attributes
     duplicate_attributes: Duplicates
     dropped_attributes_count: int
+    canonical: dict[str, str | int | float | list[str]] = Field(
+        description="What the span is about, in the same words whoever wrote it; what is unknown is absent.",
+        examples=[{"operation_kind": "llm", "provider": "openai", "request_model": "gpt-4o-mini", "input_tokens": 108}],
+    )
+    usage: SpanUsage | None = Field(description="null where the span says nothing of tokens and cost.")
+    subtree_usage: Usage | None = Field(description="Of the span and all below it; null where nothing was spent.")
     events: list[Event]
     dropped_events_count: int
     links: list[Link]
@@ -211,6 +239,15 @@ class Trace(Answer):
     error_count: int
     services: list[str] = Field(description="Sorted.")
     integrity: Integrity
+    usage: Usage = Field(description="Of the whole trace, each call counted once.")
+    links: dict[str, Any] = Field(
+        description="What the trace belongs to: run, experiment, model_version, logged_model, prompt, session, agent, "
+        "user; each with its provenance and what is known of it.",
+        examples=[{"run": {"id": "4f2c…", "provenance": "span"}, "session": {"id": "s-1", "provenance": "span"}}],
+    )
+    assessments: list[dict[str, Any]] = Field(
+        description="Feedback, expectations and scores of the trace and its spans."
+    )
     spans: list[Span] = Field(
         description="format=tree, the top level: roots, then orphans by missing parent, then one span of each cycle."
     )

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from typing import Annotated, Any, Literal, Protocol
@@ -24,6 +25,7 @@ from query import answers, otlp, trace_json
 from query.errors import RETRY_AFTER, Refused, error_response, install
 from query.model import BadCursor, TraceFilter, TracePage, TraceSummary
 from query.parameters import duration_nano, time_unix_nano
+from query.spending import Price
 from query.tree import build
 from storage.spans import Span
 
@@ -50,8 +52,11 @@ _log = logging.getLogger(__name__)
 class TraceReader(Protocol):
     """Where traces come from. Called from many threads at once."""
 
-    def spans_of(self, tenant: str, trace_id: bytes, content: bool, limit: int) -> list[Span]:
-        """Spans of one trace by start, at most `limit`, each once; without content attributes if not `content`."""
+    def spans_of(self, tenant: str, trace_id: bytes, content: bool, limit: int, records: bool = True) -> list[Span]:
+        """Spans of one trace by start, at most `limit`, each once; without content attributes if not `content`.
+
+        With `records`, what was sent as log records is in them too; else they are as they were sent.
+        """
         ...
 
     def list_traces(self, tenant: str, filters: TraceFilter, limit: int, cursor: str | None) -> TracePage:
@@ -59,10 +64,21 @@ class TraceReader(Protocol):
         ...
 
 
+_Written = tuple[Iterator[bytes], str]
+About = Callable[[str, bytes, list[Span]], dict[str, Any]]
+"""Tenant, trace id and spans of a trace → what is known of it beside them: `links` and `assessments`."""
+
+
+def _nothing_about(_tenant: str, _trace_id: bytes, _spans: list[Span]) -> dict[str, Any]:
+    return {"links": {}, "assessments": []}
+
+
 def create_app(
     reader: TraceReader,
     ready: Callable[[], dict[str, str]],
     *,
+    price: Price = lambda _: None,
+    about: About = _nothing_about,
     trace_spans_max: int = 200_000,
     trace_reads_max: int = 4,
     trace_read_wait_s: float = 10,
@@ -79,7 +95,9 @@ def create_app(
     app = FastAPI(title="Spanhouse", version=version("spanhouse"), description=_DESCRIPTION)
     install(app)
     app.add_middleware(GZipMiddleware, minimum_size=1_000, compresslevel=2)
-    app.include_router(_traces(reader, trace_spans_max, _slots(trace_reads_max, trace_read_wait_s), send_stall_s))
+    written = partial(_written, price=price, about=about)
+    slot = _slots(trace_reads_max, trace_read_wait_s)
+    app.include_router(_traces(reader, written, trace_spans_max, slot, send_stall_s))
     app.include_router(_health(ready))
     return app
 
@@ -178,7 +196,9 @@ Tenant = Annotated[
 # Paths
 
 
-def _traces(reader: TraceReader, spans_max: int, slot: Any, send_stall_s: float) -> APIRouter:
+def _traces(
+    reader: TraceReader, written: Callable[..., _Written], spans_max: int, slot: Any, send_stall_s: float
+) -> APIRouter:
     failures: dict[int | str, dict[str, Any]] = {
         "4XX": {"model": answers.ErrorAnswer, "description": "The request cannot be answered; the message says why."},
         "5XX": {"model": answers.ErrorAnswer, "description": "Spanhouse cannot answer now; a 503 says when to retry."},
@@ -217,12 +237,13 @@ def _traces(reader: TraceReader, spans_max: int, slot: Any, send_stall_s: float)
         tenant: Tenant = "default",
     ) -> Response:
         """Every span is in the tree exactly once; `integrity` says how far the tree can be trusted."""
-        spans = reader.spans_of(tenant, trace_id, parameters.content, spans_max + 1)
+        records = parameters.format != "otlp"
+        spans = reader.spans_of(tenant, trace_id, parameters.content, spans_max + 1, records)
         if not spans:
             raise Refused(404, _not_found(trace_id, tenant))
         truncated = len(spans) > spans_max
         del spans[spans_max:]
-        pieces, media_type = _written(spans, truncated, parameters.format, request.headers.get("accept", ""))
+        pieces, media_type = written(tenant, spans, truncated, parameters.format, request.headers.get("accept", ""))
         chunks = in_chunks(pieces)
         first = next(chunks)  # before the status line is out: what fails here is still an error answer
         headers = {"Vary": "Accept"} | ({TRUNCATED: "true"} if truncated else {})
@@ -321,7 +342,9 @@ def _summary_json(trace: TraceSummary) -> dict[str, Any]:
 # Streaming
 
 
-def _written(spans: list[Span], truncated: bool, form: str, accept: str) -> tuple[Iterator[bytes], str]:
+def _written(
+    tenant: str, spans: list[Span], truncated: bool, form: str, accept: str, *, price: Price, about: About
+) -> _Written:
     """Pieces of the answer and their media type."""
     if form == "otlp":
         ranges = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
@@ -329,7 +352,14 @@ def _written(spans: list[Span], truncated: bool, form: str, accept: str) -> tupl
             return otlp.protobuf_pieces(spans), "application/x-protobuf"
         return otlp.json_pieces(spans), "application/json"
     nested = form == "tree"
-    pieces = trace_json.pieces(build(spans), nested=nested, truncated=truncated, now_unix_nano=time.time_ns())
+    pieces = trace_json.pieces(
+        build(spans),
+        nested=nested,
+        truncated=truncated,
+        now_unix_nano=time.time_ns(),
+        price=price,
+        about=about(tenant, spans[0].trace_id, spans),
+    )
     return pieces, "application/json"
 
 

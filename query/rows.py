@@ -5,6 +5,7 @@ from typing import Any
 
 from query import messages
 from storage.spans import Attributes, Event, Link, Nested, Resource, Scope, Span, Value
+from storage.vocabulary import Vocabulary, canonical
 
 ROOT = bytes(8)
 ORIGIN = 33
@@ -49,13 +50,14 @@ def strings(names: Keys, keys: Sequence[bytes], values: Sequence[bytes]) -> Attr
     return [(names[k], v.decode(errors="replace")) for k, v in zip(keys, values, strict=True)]
 
 
-def origins(columns: Iterable[Sequence[Any]]) -> dict[int, tuple[Resource, Scope]]:
+def origins(columns: Iterable[Sequence[Any]], vocabulary: Vocabulary) -> dict[int, tuple[Resource, Scope]]:
     """Columns of sql/origins.sql → the resource and the scope of each id."""
     names = Keys()
     found = {}
     for row in zip(*columns, strict=True):
         origin, keys, values, dropped, url, name, version, scope_keys, scope_values, scope_dropped, scope_url = row
-        resource = Resource(tagged(names, keys, values), dropped, url.decode(errors="replace"))
+        attributes = tagged(names, keys, values)
+        resource = Resource(attributes, dropped, url.decode(errors="replace"), vocabulary.of_resource(attributes))
         scope = Scope(
             name.decode(errors="replace"),
             version.decode(errors="replace"),
@@ -122,13 +124,14 @@ def _span(
     span_id, parent, timestamp, duration, flags, start_sent, end_sent, service, name, kind, code, message = row[:12]
     trace_state, span_flags, sk, sv, ik, iv, fk, fv, bk, bv, ok, ov, dropped = row[12:25]
     event_times, event_names, event_keys, event_values, event_dropped, dropped_events = row[25:31]
-    links, dropped_links, origin, received, key = row[31:]
+    links, dropped_links, origin, received, key, canonical_keys, canonical_values = row[31:]
     attributes = strings(names, sk, sv)
     for keys, values in ((ik, iv), (fk, fv), (bk, bv)):
         attributes += [(names[k], v) for k, v in zip(keys, values, strict=True)]
     attributes += tagged(names, ok, ov)
     attributes += payload.get(key, ())
     resource, scope = known_origins[origin]
+    said = {names[k]: v.decode(errors="replace") for k, v in zip(canonical_keys, canonical_values, strict=True)}
     return Span(
         trace_id=trace_id,
         span_id=span_id,
@@ -156,4 +159,6 @@ def _span(
         scope=scope,
         service=service.decode(errors="replace"),
         received_unix_nano=received * 1_000_000_000,
+        said=said,
+        canonical=canonical(said, resource.said),
     )

@@ -4,13 +4,14 @@ Runs on the thread of the request that asked. A tree is written as it is walked,
 end at a few hundred levels; each span's own members are written by orjson. Beyond the spans, memory holds one piece.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 
 from query.integrity import TIME_MAX_UNIX_NANO, examine
 from query.plain import plain_attributes
+from query.spending import Price, Spending
 from query.tree import Tree
 from storage.spans import Event, Link, Resource, Scope, Span
 
@@ -19,38 +20,43 @@ STATUSES = ("unset", "ok", "error")
 ERROR = 2
 
 
-def pieces(tree: Tree, *, nested: bool, truncated: bool, now_unix_nano: int) -> Iterator[bytes]:
+def pieces(
+    tree: Tree, *, nested: bool, truncated: bool, now_unix_nano: int, price: Price, about: Mapping[str, Any]
+) -> Iterator[bytes]:
     """The whole answer. What is said of the trace comes first, so a reader can stop before the spans.
 
-    `tree` has at least one span.
+    `tree` has at least one span. `about` is what is known of the trace beside its spans: links and assessments.
     """
+    spending = Spending(tree, price)
     head = _summary(tree.spans)
     head["root"] = _root(tree)
     head["integrity"] = examine(tree, truncated=truncated, now_unix_nano=now_unix_nano).model_dump()
-    return _pieces(orjson.dumps(head), tree, nested)
+    head["usage"] = spending.of_trace()
+    head |= about
+    return _pieces(orjson.dumps(head), tree, nested, spending)
 
 
-def _pieces(head: bytes, tree: Tree, nested: bool) -> Iterator[bytes]:
+def _pieces(head: bytes, tree: Tree, nested: bool, spending: Spending) -> Iterator[bytes]:
     yield head[:-1] + b',"spans":['
-    yield from _nested(tree) if nested else _flat(tree)
+    yield from _nested(tree, spending) if nested else _flat(tree, spending)
     yield b"]}"
 
 
-def _nested(tree: Tree) -> Iterator[bytes]:
-    writer = _SpanWriter()
+def _nested(tree: Tree, spending: Spending) -> Iterator[bytes]:
+    writer = _SpanWriter(spending)
     last = -1
     for index, depth in tree.walk():
         if depth <= last:
             yield b"]}" * (last - depth + 1) + b","
-        yield writer.write(tree.spans[index])[:-1] + b',"children":['
+        yield writer.write(index, tree.spans[index])[:-1] + b',"children":['
         last = depth
     yield b"]}" * (last + 1)
 
 
-def _flat(tree: Tree) -> Iterator[bytes]:
-    writer = _SpanWriter()
+def _flat(tree: Tree, spending: Spending) -> Iterator[bytes]:
+    writer = _SpanWriter(spending)
     for index, span in enumerate(tree.spans):
-        yield b"," * bool(index) + writer.write(span)
+        yield b"," * bool(index) + writer.write(index, span)
 
 
 def _summary(spans: list[Span]) -> dict[str, Any]:
@@ -80,10 +86,11 @@ def _root(tree: Tree) -> dict[str, str] | None:
 class _SpanWriter:
     """Writes spans of one trace; a resource or scope that many spans share is turned into text once."""
 
-    def __init__(self) -> None:
+    def __init__(self, spending: Spending) -> None:
+        self._spending = spending
         self._shared: dict[int, orjson.Fragment] = {}  # by identity: the tree keeps the objects alive
 
-    def write(self, span: Span) -> bytes:
+    def write(self, index: int, span: Span) -> bytes:
         start, end = span.start_time_unix_nano, span.end_time_unix_nano
         return orjson.dumps(
             {
@@ -101,6 +108,9 @@ class _SpanWriter:
                 "status": {"code": _word(STATUSES, span.status_code), "message": span.status_message},
                 **plain_attributes(span.attributes),
                 "dropped_attributes_count": span.dropped_attributes_count,
+                "canonical": span.canonical,
+                "usage": self._spending.of_span(index),
+                "subtree_usage": self._spending.of_subtree(index),
                 "events": [_event(event) for event in span.events],
                 "dropped_events_count": span.dropped_events_count,
                 "links": [_link(link) for link in span.links],

@@ -14,9 +14,11 @@ import orjson
 from query import rows
 from query.listing import BOUNDS, EARLIER, list_sql, windows
 from query.model import BadCursor, TraceFilter, TracePage, TraceSummary
+from query.records import Records
 from storage.decode import INT64_MAX
 from storage.engine import Engine
 from storage.spans import Resource, Scope, Span
+from storage.vocabulary import Vocabulary
 
 ORIGINS_CACHED_MAX = 2_000
 """Resources with their scopes that are kept in memory, a few kilobytes each; past it they are asked for again."""
@@ -31,13 +33,16 @@ def sql(name: str) -> str:
 class Traces:
     """The traces of a store, a tenant at a time."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, vocabulary: Vocabulary) -> None:
         self._engine = engine
+        self._vocabulary = vocabulary
         self._origins: dict[str, dict[int, tuple[Resource, Scope]]] = {}
+        self._records = Records(engine)
 
-    def spans_of(self, tenant: str, trace_id: bytes, content: bool, limit: int) -> list[Span]:
+    def spans_of(self, tenant: str, trace_id: bytes, content: bool, limit: int, records: bool = True) -> list[Span]:
         """Spans of one trace by start, at most `limit`, each once; without content attributes if not `content`.
 
+        With `records`, what was sent as log records is in them too; else they are as they were sent.
         Raises QueryTimeout, QueryTooLarge, StoreUnavailable.
         """
         asked: dict[str, Any] = {"trace_id": trace_id.hex()}
@@ -49,13 +54,18 @@ class Traces:
         if not columns:
             return []
         payload = rows.content(self._engine.read(tenant, sql("trace_content"), asked)) if content else {}
-        return rows.spans(trace_id, columns, self._origins_of(tenant, set(columns[rows.ORIGIN])), payload)
+        spans = rows.spans(trace_id, columns, self._origins_of(tenant, set(columns[rows.ORIGIN])), payload)
+        if records:
+            self._records.join(tenant, trace_id, spans, content, limit)
+        return spans
 
     def _origins_of(self, tenant: str, wanted: set[int]) -> dict[int, tuple[Resource, Scope]]:
         """Resource and scope by origin id. An id is the hash of its content, so what is known stays true."""
         known = self._origins.get(tenant, {})
         if unknown := wanted - known.keys():
-            found = rows.origins(self._engine.read(tenant, sql("origins"), {"origins": sorted(unknown)}))
+            found = rows.origins(
+                self._engine.read(tenant, sql("origins"), {"origins": sorted(unknown)}), self._vocabulary
+            )
             known = {**known, **found}
             if sum(map(len, list(self._origins.values()))) > ORIGINS_CACHED_MAX:
                 self._origins = {}

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-CONVENTIONS = Path(__file__).with_name("conventions.toml")
+from storage.canonical import CanonicalSql
+from storage.literals import literal
+from storage.vocabulary import CONVENTIONS, Vocabulary
+
 WAL_PROTO = Path(__file__).parent.parent / "proto" / "wal.proto"
 
 START_MAX_UNIX_NANO = 4_294_967_295_000_000_000
@@ -23,7 +26,7 @@ NEAR_DAYS = 45
 """Spans this many days around their arrival have a partition of their day; all others share one."""
 
 # A Nullable member of a oneof is NULL when it is absent, so that 0, '' and false are told from nothing.
-_MEMBERS = {
+MEMBERS = {
     "string_value": "String",
     "int_value": "Int64",
     "double_value": "Float64",
@@ -32,21 +35,24 @@ _MEMBERS = {
     "kvlist_value": "String",
     "bytes_value": "String",
 }
-_VALUE = "Tuple(" + ", ".join(f"{name} Nullable({kind})" for name, kind in _MEMBERS.items()) + ")"
-_ATTRIBUTES = f"Array(Tuple(key LowCardinality(String), value {_VALUE}))"
-_EVENTS = f"Array(Tuple(time_unix_nano UInt64, name String, attributes {_ATTRIBUTES}, dropped_attributes_count UInt32))"
+VALUE = "Tuple(" + ", ".join(f"{name} Nullable({kind})" for name, kind in MEMBERS.items()) + ")"
+ATTRIBUTES = f"Array(Tuple(key LowCardinality(String), value {VALUE}))"
+_EVENTS = f"Array(Tuple(time_unix_nano UInt64, name String, attributes {ATTRIBUTES}, dropped_attributes_count UInt32))"
 _SPAN = f"""Tuple(
     trace_id String, span_id String, trace_state String, parent_span_id String, name String, kind Int32,
     start_time_unix_nano UInt64, end_time_unix_nano UInt64,
-    attributes {_ATTRIBUTES}, dropped_attributes_count UInt32,
+    attributes {ATTRIBUTES}, dropped_attributes_count UInt32,
     events {_EVENTS}, dropped_events_count UInt32,
     links Array(String), dropped_links_count UInt32,
     status Tuple(message String, code Int32), flags UInt32)"""
-_SCOPE = f"Tuple(name String, version String, attributes {_ATTRIBUTES}, dropped_attributes_count UInt32)"
+_SCOPE = f"Tuple(name String, version String, attributes {ATTRIBUTES}, dropped_attributes_count UInt32)"
 _SCOPE_SPANS = f"Array(Tuple(scope {_SCOPE}, spans Array({_SPAN}), schema_url String))"
-_RESOURCE = f"Tuple(attributes {_ATTRIBUTES}, dropped_attributes_count UInt32)"
+_RESOURCE = f"Tuple(attributes {ATTRIBUTES}, dropped_attributes_count UInt32)"
 _RESOURCE_SPANS = f"Array(Tuple(resource {_RESOURCE}, scope_spans {_SCOPE_SPANS}, schema_url String))"
-FRAME = f"received_unix_nano UInt64, tenant String, request Tuple(resource_spans {_RESOURCE_SPANS})"
+FRAME = (
+    f"received_unix_nano UInt64, tenant String, request Tuple(resource_spans {_RESOURCE_SPANS}), "
+    "context Array(Tuple(key String, value String))"
+)
 
 # What is read of each level, under the name it has from there on. Plain arrays instead of tuples: the engine's analysis
 # of a statement, a tenth of a second for this one and paid by every load, grows with the width of its types.
@@ -91,6 +97,7 @@ _OF_SPAN = {
     "status_code": "status.code",
     "flags": "flags",
 }
+_OF_FRAME = "tenant, received, context_keys, context_values"
 _ORIGIN_REST = ("resource_dropped", "resource_url", "scope_name", "scope_version", "scope_dropped", "scope_url")
 
 
@@ -125,18 +132,13 @@ def content_rule() -> ContentRule:
     return ContentRule(table["keys"], table["heads"], table["skeleton"], table["longer_than_bytes"])
 
 
-def literal(text: str) -> str:
-    """Text as a string literal of SQL."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 def _literals(texts: Sequence[str]) -> str:
     return ", ".join(map(literal, texts))
 
 
-def _tagged(attributes: str) -> str:
+def tagged(attributes: str) -> str:
     """A map of all attributes, each value one letter for its type and its text or wire bytes."""
-    members = ", ".join(f"{attributes}.value.{member}" for member in _MEMBERS)
+    members = ", ".join(f"{attributes}.value.{member}" for member in MEMBERS)
     letters = ", ".join(f"concat('{letter}', {letter})" for letter in "sidbamy")  # NULL where the member is
     values = f"arrayMap((s, i, d, b, a, m, y) -> coalesce({letters}, 'e'), {members})"
     return f"mapFromArrays({attributes}.key, {values})"
@@ -153,11 +155,11 @@ def _typed(values: str, which: str, *masks: str) -> str:
     return f"mapFromArrays(arrayFilter((k, {arguments}) -> {which}, keys, {values}{also}), {picked})"
 
 
-def _aliases(columns: dict[str, str]) -> str:
+def aliases(columns: dict[str, str]) -> str:
     return ",\n    ".join(f"{expression} AS {name}" for name, expression in columns.items())
 
 
-def _unfold(names: Iterable[str], level: int) -> str:
+def unfold(names: Iterable[str], level: int) -> str:
     """ARRAY JOIN of columns that are still `level` arrays deep: `name2` becomes `name1`, and `name1` becomes `name`."""
     return ", ".join(f"{name}{level} AS {name}{level - 1 or ''}" for name in names)
 
@@ -165,11 +167,16 @@ def _unfold(names: Iterable[str], level: int) -> str:
 def _frames(path: str) -> str:
     """One row a frame: everything of a resource one array deep, of a scope two, of a span three."""
     spans = "request.resource_spans"
-    columns = {"tenant": "tenant", "received": "intDiv(received_unix_nano, 1000000000)"}
+    columns = {
+        "tenant": "tenant",
+        "received": "intDiv(received_unix_nano, 1000000000)",
+        "context_keys": "context.key",
+        "context_values": "context.value",
+    }
     columns |= {f"{name}1": f"{spans}.{field}" for name, field in _OF_RESOURCE.items()}
     columns |= {f"{name}2": f"{spans}.scope_spans.{field}" for name, field in _OF_SCOPE.items()}
     columns |= {f"{name}3": f"{spans}.scope_spans.spans.{field}" for name, field in _OF_SPAN.items()}
-    return f"SELECT\n    {_aliases(columns)}\nFROM file({path}, 'Protobuf', {literal(FRAME)})"
+    return f"SELECT\n    {aliases(columns)}\nFROM file({path}, 'Protobuf', {literal(FRAME)})"
 
 
 def _resources(path: str) -> str:
@@ -178,18 +185,16 @@ def _resources(path: str) -> str:
         [*(n for n in _OF_RESOURCE if n != "resource"), *(f"{n}1" for n in _OF_SCOPE), *(f"{n}2" for n in _OF_SPAN)]
     )
     return (
-        f"SELECT tenant, received, {_tagged('resource')} AS resource_map, {rest}\nFROM\n(\n{_frames(path)}\n)\n"
-        f"ARRAY JOIN {_unfold(_OF_RESOURCE, 1)},\n    {_unfold(_OF_SCOPE, 2)},\n    {_unfold(_OF_SPAN, 3)}"
+        f"SELECT {_OF_FRAME}, {tagged('resource')} AS resource_map, {rest}\nFROM\n(\n{_frames(path)}\n)\n"
+        f"ARRAY JOIN {unfold(_OF_RESOURCE, 1)},\n    {unfold(_OF_SCOPE, 2)},\n    {unfold(_OF_SPAN, 3)}"
     )
 
 
 def _scopes(path: str) -> str:
     """One row a ScopeSpans. The arrays of `first` and the following hold something for its first span alone."""
     columns = {
-        "tenant": "tenant",
-        "received": "received",
         "service": "substring(resource_map['service.name'], 2)",
-        "scope_map": _tagged("scope"),
+        "scope_map": tagged("scope"),
         "rest": f"({', '.join(_ORIGIN_REST)})",
         "origin_id": "sipHash64(resource_map, scope_map, rest)",
         "first1": "arrayResize([1], length(trace_id1))",
@@ -199,12 +204,12 @@ def _scopes(path: str) -> str:
     }
     spans = ", ".join(f"{name}1" for name in _OF_SPAN)
     return (
-        f"SELECT\n    {_aliases(columns)},\n    {spans}\nFROM\n(\n{_resources(path)}\n)\n"
-        f"ARRAY JOIN {_unfold(_OF_SCOPE, 1)},\n    {_unfold(_OF_SPAN, 2)}"
+        f"SELECT\n    {_OF_FRAME}, scope_name, {aliases(columns)},\n    {spans}\nFROM\n(\n{_resources(path)}\n)\n"
+        f"ARRAY JOIN {unfold(_OF_SCOPE, 1)},\n    {unfold(_OF_SPAN, 2)}"
     )
 
 
-def _spans(path: str) -> str:
+def _spans(path: str, key_codes: str) -> str:
     """One row a span, with what several columns of `ingest` need: which attributes are what, and the times."""
     begin = f"least(multiIf(start > 0, start, end > 0, end, received * 1000000000), {START_MAX_UNIX_NANO})"
     columns = {
@@ -222,11 +227,14 @@ def _spans(path: str) -> str:
         "finish": f"if(end = 0, begin, toInt64(least(end, {INT64_MAX})))",
         "time": "fromUnixTimestamp64Nano(begin, 'UTC')",
         "arrival": "toDateTime(received, 'UTC')",
+        "key_codes": key_codes,
+        "event_maps": f"arrayMap(x -> {tagged('x')}, event_attributes)",
     }
     once = ("first", "resource_map", "scope_map", "rest")
     return (
-        f"SELECT\n    tenant, received, service, origin_id, {', '.join((*once, *_OF_SPAN))},\n    {_aliases(columns)}\n"
-        f"FROM\n(\n{_scopes(path)}\n)\nARRAY JOIN {_unfold((*once, *_OF_SPAN), 1)}"
+        f"SELECT\n    {_OF_FRAME}, service, scope_name, origin_id, {', '.join((*once, *_OF_SPAN))},\n"
+        f"    {aliases(columns)}\n"
+        f"FROM\n(\n{_scopes(path)}\n)\nARRAY JOIN {unfold((*once, *_OF_SPAN), 1)}"
     )
 
 
@@ -255,7 +263,7 @@ _COLUMNS = {
     "DroppedAttributesCount": "dropped_attributes",
     "EventTimes": "event_times",
     "EventNames": "event_names",
-    "EventAttributes": f"arrayMap(x -> {_tagged('x')}, event_attributes)",
+    "EventAttributes": "event_maps",
     "EventDroppedAttributesCounts": "event_dropped",
     "DroppedEventsCount": "dropped_events",
     "Links": "links",
@@ -267,6 +275,9 @@ _COLUMNS = {
     "Received": "arrival",
     "Content": _typed("strings", "isNotNull(x) AND p", "is_content"),
     "OtherContent": _typed("others", f"p AND (q OR {_LONG})", "is_other", "is_content"),
+    "Canonical": (
+        "mapUpdate(canonical, mapFromArrays(arrayMap(k -> concat('header.', k), context_keys), context_values))"
+    ),
     "OriginFirst": "first",
     "ResourceAttributes": "resource_map",
     "ScopeAttributes": "scope_map",
@@ -294,12 +305,12 @@ def engine_proto() -> str:
 
 
 @cache
-def _settings() -> str:
+def settings() -> str:
     """How the frames are to be read. One thread and one block, so that a segment loaded again makes the same parts."""
     return (
         "format_schema_source = 'string', format_schema_message_name = 'Frame', "
         f"format_schema = {literal(engine_proto())}, "
-        "max_threads = 1, max_insert_threads = 1, max_block_size = 1048576, "
+        "query_plan_enable_optimizations = 0, max_threads = 1, max_insert_threads = 1, max_block_size = 1048576, "
         "input_format_max_block_size_bytes = 1073741824, "
         "min_insert_block_size_rows = 0, min_insert_block_size_bytes = 0, max_insert_block_size = 4294967296, "
         "max_partitions_per_insert_block = 0, async_insert = 0, "
@@ -307,17 +318,22 @@ def _settings() -> str:
     )
 
 
-@cache
-def _select_from(path: str) -> str:
-    return f"SELECT\n    {_aliases(_COLUMNS)}\nFROM\n(\n{_spans(path)}\n)"
+class Decoder:
+    """The statement, for one vocabulary."""
 
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        canonical = CanonicalSql(vocabulary)
+        source = _spans("{path}", canonical.key_codes())
+        for step in canonical.steps():
+            source = f"SELECT\n    *,\n    {aliases(step)}\nFROM\n(\n{source}\n)"
+        self._select = f"SELECT\n    {aliases(_COLUMNS)}\nFROM\n(\n{source}\n)"
 
-def insert(path: Path, token: str) -> str:
-    """INSERT of one segment: every span of it becomes a row of `spanhouse.ingest`, at most once for a token.
+    def insert(self, path: Path, token: str) -> str:
+        """INSERT of one segment: every span of it becomes a row of `spanhouse.ingest`, at most once for a token.
 
-    `path` is absolute and, like `token`, made of the WAL's own file names: both are quoted all the same.
-    """
-    select = _select_from("{path}").replace("{path}", literal(str(path)))
-    columns = ", ".join(_COLUMNS)
-    settings = f"{_settings()}, insert_deduplication_token = {literal(token)}"
-    return f"INSERT INTO spanhouse.ingest ({columns})\n{select}\nSETTINGS {settings}"
+        `path` is absolute and, like `token`, made of the WAL's own file names: both are quoted all the same.
+        """
+        columns = ", ".join(_COLUMNS)
+        select = self._select.replace("{path}", literal(str(path)))
+        options = f"{settings()}, insert_deduplication_token = {literal(token)}"
+        return f"INSERT INTO spanhouse.ingest ({columns})\n{select}\nSETTINGS {options}"

@@ -1,8 +1,9 @@
 """The only ClickHouse client: chDB, ClickHouse inside this process, through clickhouse-connect.
 
 chDB runs one engine a process and one process a directory; a client handle does one statement at a time. So there is
-one handle for loads, used by the loader's thread alone, and a few for reads, handed out one to a query: that many run
-at once, and a further one waits its turn. The engine works outside the GIL.
+one handle for loads, used by the loader's thread alone, one for the rows that the API and the settling write, taken in
+turns, and a few for reads, handed out one to a query: that many run at once, and a further one waits its turn. The
+engine works outside the GIL.
 
 Every read goes through `read`, which names the tenant: the engine itself adds `Tenant = …` to each table of ours that a
 statement touches, so that no statement can forget it.
@@ -15,22 +16,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from storage import decode
+from storage import decode_records
+from storage.decode import Decoder
 from storage.errors import DataError, OutOfMemory, QueryTimeout, QueryTooLarge, StoreError, StoreUnavailable
+from storage.literals import literal
 from storage.phantoms import forget_phantoms
+from storage.vocabulary import Vocabulary
 
 MIB = 1 << 20
 READ_WAIT_S = 10
 """How long a query waits for a free handle before its caller is asked to come again."""
 NICENESS = 5
-TENANT_TABLES = ("spans", "content", "traces", "origins")
+TENANT_TABLES = (
+    "spans", "content", "traces", "origins", "facts", "links", "explicit_links", "deployments", "entities",
+    "assessments", "records", "mlflow_traces",
+)  # fmt: skip
 
 # Codes of ClickHouse (src/Common/ErrorCodes.cpp) that speak of the bytes of a segment: reading or converting them will
 # fail again. What is not here is taken for trouble of the store, which passes.
@@ -45,7 +52,7 @@ _SIZE_CODES = frozenset({158, 307, 396, 241, 191, 162, 167, 168})
 
 
 class Engine:
-    """ClickHouse in this process, with its data in `path`.
+    """ClickHouse in this process, with its data in `path`; `vocabulary` is what loads apply.
 
     `memory_bytes_max` bounds the engine together with the rest of the process, since it measures what is resident;
     `query_memory_bytes_max` and `query_timeout_s` bound one read, `readers` how many run at once.
@@ -54,12 +61,15 @@ class Engine:
     def __init__(
         self,
         path: Path,
+        vocabulary: Vocabulary,
         *,
         memory_bytes_max: int = 1536 * MIB,
         query_memory_bytes_max: int = 512 * MIB,
         query_timeout_s: float = 30,
         readers: int = 4,
     ) -> None:
+        self._decoder = Decoder(vocabulary)
+        self.record_loads = 0  # loads of log records: as long as it stands, a tenant without any has none
         self._path = path.absolute()
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -95,6 +105,8 @@ class Engine:
                 self._writer = opener.submit(self._open).result()
             except ClickHouseError as error:
                 raise StoreUnavailable(f"cannot open the store in {self._path}: {_text(error)}") from error
+        self._inserter = self._open()
+        self._inserting = threading.Lock()
         self._readers: queue.LifoQueue[Client] = queue.LifoQueue()
         for _ in range(readers):
             self._readers.put(self._open())
@@ -107,6 +119,8 @@ class Engine:
         """Close all handles. Waits for running statements."""
         for _ in range(self._reader_count):
             self._readers.get().close()
+        with self._inserting:
+            self._inserter.close()
         self._writer.close()
 
     def ready(self) -> dict[str, str]:
@@ -125,6 +139,14 @@ class Engine:
         except ClickHouseError as error:
             raise StoreUnavailable(f"cannot change the store: {_text(error)}") from error
 
+    def alter(self, sql: str, parameters: Mapping[str, Any]) -> None:
+        """Begin a change of stored rows; the engine carries it out in its background (system.mutations)."""
+        try:
+            with self._inserting:
+                self._inserter.command(sql, parameters=dict(parameters))
+        except ClickHouseError as error:
+            raise StoreUnavailable(f"cannot change stored rows: {_text(error)}") from error
+
     def rows(self, sql: str) -> Sequence[Sequence[Any]]:
         """Rows of a statement over the engine's own state: parts, merges, migrations. No tenant's data."""
         try:
@@ -133,14 +155,30 @@ class Engine:
         except ClickHouseError as error:
             raise StoreUnavailable(f"cannot ask the store: {_text(error)}") from error
 
-    def load(self, segment: Path, token: str) -> None:
-        """Insert every span of a segment, once for a token. On return it is on disk, in all tables.
+    def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Insert rows into a table of ours. On return they are on disk and every read sees them (some 10 ms).
+
+        FixedString takes bytes, DateTime64 an aware datetime, a Tuple a tuple. Raises StoreUnavailable, after which the
+        same rows may be inserted again: the tables written this way replace rows of the same key.
+        """
+        try:
+            with self._inserting:
+                self._inserter.insert(f"spanhouse.{table}", rows, column_names=list(columns))
+        except ClickHouseError as error:
+            raise StoreUnavailable(f"cannot write to {table}: {_text(error)}") from error
+
+    def load(self, segment: Path, token: str, signal: Literal["traces", "logs"] = "traces") -> None:
+        """Insert every span, or log record, of a segment, once for a token. On return it is on disk, in all tables.
 
         Raises DataError if the bytes do not load, today or ever; OutOfMemory if the segment may be too large for the
         memory there is; StoreUnavailable for all else, after which the same call with the same token is safe.
         """
         try:
-            self._writer.command(decode.insert(segment.absolute(), token))
+            path = segment.absolute()
+            self._writer.command(
+                self._decoder.insert(path, token) if signal == "traces" else decode_records.insert(path, token)
+            )
+            self.record_loads += signal == "logs"
         except ClickHouseError as error:
             text = f"cannot load {segment.name}: {_text(error)}"
             code = getattr(error, "code", None)
@@ -155,7 +193,7 @@ class Engine:
 
         Raises QueryTimeout, QueryTooLarge or StoreUnavailable.
         """
-        filters = {f"spanhouse.{table}": f"Tenant = {decode.literal(tenant)}" for table in TENANT_TABLES}
+        filters = {f"spanhouse.{table}": f"Tenant = {literal(tenant)}" for table in TENANT_TABLES}
         try:
             with self._reader() as client:
                 result = client.query(

@@ -4,7 +4,7 @@ OTLP's names, OTLP's types (opentelemetry-proto, trace/v1 and common/v1), so tha
 exactly.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -19,6 +19,9 @@ class Nested:
 Value = None | str | bool | int | float | bytes | Nested
 """One AnyValue. None is an AnyValue with no member set."""
 
+Canonical = dict[str, str | int | float | list[str]]
+"""Canonical fields (storage/conventions.toml) and their values; what is unknown is absent."""
+
 Attributes = list[tuple[str, Value]]
 """Key and value, duplicates kept. The order among values of different types is not the sender's."""
 
@@ -30,6 +33,8 @@ class Resource:
     attributes: Attributes
     dropped_attributes_count: int
     schema_url: str
+    said: dict[str, str] = field(default_factory=dict)
+    """What it says for its spans in canonical words."""
 
 
 @dataclass(slots=True)
@@ -90,3 +95,7 @@ class Span:
     scope: Scope
     service: str
     received_unix_nano: int
+    said: dict[str, str] = field(default_factory=dict)
+    """What the span itself says in canonical words; `trace.`, `baggage.` and `header.` before what was said there."""
+    canonical: Canonical = field(default_factory=dict)
+    """What is known of it in canonical words, from any place; unknown is absent."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from xxhash import xxh3_128_digest
 
-from collector.frames import Frame, read_frames
+from collector.frames import Frame, Signal, read_frames
 
 
 def request(spans: int = 1, *, name: str = "chat", filler_bytes: int = 0) -> bytes:
@@ -63,16 +63,17 @@ class FakeStore:
         self.loaded: dict[str, list[bytes]] = {}
         self.tenants: Counter[str] = Counter()
 
-    def load(self, path: Path, token: str) -> None:
+    def load(self, path: Path, token: str, signal: Signal = "traces") -> None:
         """What the loader calls."""
         self.attempts.append(token)
         self.fail(path, token)
         frames = list(read_frames(path))
         assert sum(stored.length for stored in frames) == path.stat().st_size, "the engine would choke on this file"
+        frames = [stored for stored in frames if stored.signal == signal]
         if token not in self.loaded:  # the same token twice stores once
             self.loaded[token] = [stored.digest for stored in frames]
             for stored in frames:
-                self.tenants[stored.tenant] += stored.spans
+                self.tenants[stored.tenant] += stored.items
 
     @property
     def digests(self) -> list[bytes]:

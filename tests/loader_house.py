@@ -35,7 +35,7 @@ class House:
         futures = [self.wal.append(each) for each in frames]
         for each, future in zip(frames, futures, strict=True):
             future.result(10)
-            self.ledger.admitted(each.tenant, received=each.spans)
+            self.ledger.admitted(each.tenant, received=each.items, signal=each.signal)
 
     def wait_until_loaded(self) -> None:
         wal = self.directory / "wal"

@@ -3,8 +3,10 @@
 import threading
 from concurrent.futures import Future
 
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from collector.admission import Admission
@@ -42,6 +44,34 @@ def request(*spans: Span, service: str = "test") -> ExportTraceServiceRequest:
 
 def body(*spans: Span, service: str = "test") -> bytes:
     return request(*spans, service=service).SerializeToString()
+
+
+def record(number: int, **fields) -> LogRecord:
+    """A log record of `span(number)`."""
+    of = span(number)
+    values = {
+        "trace_id": of.trace_id,
+        "span_id": of.span_id,
+        "time_unix_nano": of.start_time_unix_nano + 1000,
+        "severity_number": 9,
+        "body": AnyValue(string_value=f"record {number}"),
+    }
+    return LogRecord(**{**values, **fields})
+
+
+def logs(*records: LogRecord, service: str = "test") -> ExportLogsServiceRequest:
+    """One resource, one scope, these log records."""
+    message = ExportLogsServiceRequest()
+    resource_logs = message.resource_logs.add()
+    resource_logs.resource.attributes.append(attribute("service.name", AnyValue(string_value=service)))
+    scope_logs = resource_logs.scope_logs.add()
+    scope_logs.scope.name = "test.scope"
+    scope_logs.log_records.extend(records)
+    return message
+
+
+def logs_body(*records: LogRecord) -> bytes:
+    return logs(*records).SerializeToString()
 
 
 class Sink:
@@ -86,9 +116,14 @@ class Intake:
         self.admission = Admission(self.sink.append, self.ledger, **limits)
 
     def counts(self, tenant: str = "default") -> tuple[int, int, int, int]:
-        """(received, rejected, deduplicated, in the WAL) of a tenant."""
+        """(received, rejected, deduplicated, in the WAL) of a tenant's spans."""
         spans = self.ledger.spans()[tenant]
         return spans.received, spans.rejected, spans.deduplicated, spans.in_wal
+
+    def log_counts(self, tenant: str = "default") -> tuple[int, int, int, int]:
+        """The same of its log records."""
+        records = self.ledger.log_records()[tenant]
+        return records.received, records.rejected, records.deduplicated, records.in_wal
 
     def refusals(self) -> dict[str, float]:
         """How many requests were refused, by reason."""

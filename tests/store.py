@@ -1,17 +1,21 @@
 """The real engine for tests of the store and of what reads it: segments are built here, loaded by the engine as `serve`
 would load them, and read back. One engine a process and a directory: close one before opening the next."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import xxhash
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from collector.frames import Frame, encode_frame
+from collector.frames import Context, Frame, Signal, encode_frame
 from query.model import TraceFilter, TraceSummary
 from query.traces import Traces
 from storage.engine import Engine
 from storage.migrate import migrate
+from storage.vocabulary import Vocabulary, load
+
+Request = ExportTraceServiceRequest | ExportLogsServiceRequest | bytes
 
 RECEIVED = 1_800_000_000_000_000_000
 """2027-01-15T08:00:00Z, the arrival of every frame that says nothing else."""
@@ -20,31 +24,43 @@ RECEIVED = 1_800_000_000_000_000_000
 class Store:
     """An engine with the schema, and the reader on top."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, vocabulary: Vocabulary | None = None) -> None:
         self.directory = directory
-        self.engine = Engine(directory / "store")
+        self.vocabulary = vocabulary or load()
+        self.engine = Engine(directory / "store", self.vocabulary)
         migrate(self.engine)
-        self.traces = Traces(self.engine)
+        self.traces = Traces(self.engine, self.vocabulary)
         self._segments = 0
 
     def load(
-        self, requests: Iterable[ExportTraceServiceRequest | bytes], tenant: str = "default", received: int = RECEIVED
+        self,
+        requests: Sequence[Request],
+        tenant: str = "default",
+        received: int = RECEIVED,
+        context: Context = (),
     ) -> Path:
         """One segment with a frame for each request, loaded."""
-        path, token = self.segment(requests, tenant, received)
+        path, token = self.segment(requests, tenant, received, context)
         self.engine.load(path, token)
+        if any(isinstance(request, ExportLogsServiceRequest) for request in requests):
+            self.engine.load(path, f"{token}.logs", "logs")
         return path
 
     def segment(
-        self, requests: Iterable[ExportTraceServiceRequest | bytes], tenant: str = "default", received: int = RECEIVED
+        self,
+        requests: Sequence[Request],
+        tenant: str = "default",
+        received: int = RECEIVED,
+        context: Context = (),
     ) -> tuple[Path, str]:
-        """A segment on disk, and its token."""
+        """A segment on disk, and its token. Bytes are a request of spans."""
         self._segments += 1
         path = self.directory / f"{self._segments:04d}.wal"
         with path.open("wb") as file:
             for i, request in enumerate(requests):
                 body = request if isinstance(request, bytes) else request.SerializeToString()
-                frame = Frame(tenant, xxhash.xxh3_128_digest(body), 0, body)
+                signal: Signal = "logs" if isinstance(request, ExportLogsServiceRequest) else "traces"
+                frame = Frame(tenant, xxhash.xxh3_128_digest(body), 0, body, context, signal)
                 file.writelines(encode_frame(frame, received + i))
         return path, path.stem
 

@@ -47,7 +47,7 @@ def test_a_good_request_is_appended_as_it_came():
     data = body(span(1), span(2))
     assert admit(intake, data, "team-a") == Receipt()
     (frame,) = intake.sink.frames
-    assert (frame.tenant, frame.spans, frame.request) == ("team-a", 2, data)
+    assert (frame.tenant, frame.items, frame.request) == ("team-a", 2, data)
     assert frame.digest == xxh3_128_digest(data)
     assert intake.counts("team-a") == (2, 0, 0, 2)
 
@@ -139,11 +139,11 @@ def test_a_request_of_very_many_is_one_frame(data):
 def test_a_bad_id_rejects_its_span_only(bad):
     intake = Intake()
     receipt = admit(intake, body(span(1), span(2, **bad), span(3)))
-    assert receipt.rejected_spans == 1
+    assert receipt.rejected == 1
     assert "resource_spans[0].scope_spans[0].spans[1]" in receipt.message
     assert next(iter(bad)) in receipt.message
     assert intake.sink.names() == ["span 1", "span 3"]
-    assert intake.sink.frames[0].spans == 2
+    assert intake.sink.frames[0].items == 2
     assert intake.sink.frames[0].digest == xxh3_128_digest(intake.sink.frames[0].request)
     assert intake.counts() == (3, 1, 0, 2)
 
@@ -156,7 +156,7 @@ def test_the_spans_that_stay_are_unchanged_and_in_order():
     good = [span(i, attributes=[attribute("a", AnyValue(double_value=0))], kind=i) for i in range(1, 200)]
     mixed = [one for i, one in enumerate(good) for one in ([span(0, trace_id=b"x")] * (i % 3) + [one])]
     intake = Intake()
-    assert admit(intake, body(*mixed)).rejected_spans == len(mixed) - len(good)
+    assert admit(intake, body(*mixed)).rejected == len(mixed) - len(good)
     assert ExportTraceServiceRequest.FromString(intake.sink.frames[0].request) == request(*good)
 
 
@@ -175,7 +175,7 @@ def test_the_spans_that_stay_are_unchanged_and_in_order():
 def test_a_string_that_is_not_utf_8_rejects_its_span_only(where, bad):
     intake = Intake()
     receipt = admit(intake, with_bad_string(body(span(1), bad, span(3)), b"spoilt"))
-    assert receipt.rejected_spans == 1
+    assert receipt.rejected == 1
     assert f"spans[1]: {where} is not UTF-8" in receipt.message
     assert intake.sink.names() == ["span 1", "span 3"]
     assert intake.counts() == (3, 1, 0, 2)
@@ -201,7 +201,7 @@ def test_a_bad_resource_or_scope_condemns_its_spans_and_no_others(part):
     message.resource_spans.extend(request(span(3), span(4, trace_id=b"")).resource_spans)
     intake = Intake()
     receipt = admit(intake, with_bad_string(message.SerializeToString(), b"spoilt"))
-    assert receipt.rejected_spans == 3
+    assert receipt.rejected == 3
     assert "is not UTF-8" in receipt.message
     assert "trace_id must be 16 bytes" in receipt.message
     assert intake.sink.names() == ["span 3"]
@@ -211,7 +211,7 @@ def test_a_bad_resource_or_scope_condemns_its_spans_and_no_others(part):
 
 def test_a_request_of_bad_spans_only_is_a_partial_success_that_stores_nothing():
     intake = Intake()
-    assert admit(intake, body(span(1, trace_id=b""), span(2, span_id=b""))).rejected_spans == 2
+    assert admit(intake, body(span(1, trace_id=b""), span(2, span_id=b""))).rejected == 2
     assert not intake.sink.frames
     assert intake.counts() == (2, 2, 0, 0)
 
@@ -219,7 +219,7 @@ def test_a_request_of_bad_spans_only_is_a_partial_success_that_stores_nothing():
 def test_the_message_stays_short_however_much_is_wrong():
     started = time.monotonic()
     receipt = admit(Intake(), body(*(span(i, trace_id=b"\xff" * (i % 15), name="x") for i in range(10_000))))
-    assert receipt.rejected_spans == 10_000
+    assert receipt.rejected == 10_000
     assert "9992 more" in receipt.message
     assert len(receipt.encode()) < 2100
     assert time.monotonic() - started < 5
@@ -371,7 +371,7 @@ def test_a_retransmit_after_a_restart_is_known_although_a_span_was_rejected():
     before, after = Intake(), Intake()
     admit(before, data)
     after.admission.remember("default", before.sink.frames[0].digest, time.time_ns())
-    assert admit(after, data).rejected_spans == 1
+    assert admit(after, data).rejected == 1
     assert not after.sink.frames
     assert after.counts() == (2, 1, 1, 0)
 
@@ -444,9 +444,9 @@ def admit_or_refuse(data: bytes) -> Intake:
         assert not intake.sink.frames
         return intake
     kept = len(intake.sink.names())
-    assert kept == sum(frame.spans for frame in intake.sink.frames)
-    if kept or receipt.rejected_spans:
-        assert intake.counts() == (kept + receipt.rejected_spans, receipt.rejected_spans, 0, kept)
+    assert kept == sum(frame.items for frame in intake.sink.frames)
+    if kept or receipt.rejected:
+        assert intake.counts() == (kept + receipt.rejected, receipt.rejected, 0, kept)
     return intake
 
 
@@ -484,6 +484,6 @@ def test_every_valid_span_survives_whatever_is_beside_it(spans):
     good = [one for valid, one in spans if valid]
     data = body(*(one for _, one in spans)).replace(b"spoilt", b"spoil\xff")
     sifted = sift(data, 100)
-    assert (sifted.spans, sifted.rejected) == (len(good), len(spans) - len(good))
+    assert (sifted.items, sifted.rejected) == (len(good), len(spans) - len(good))
     kept = ExportTraceServiceRequest.FromString(sifted.request)
     assert [one for r in kept.resource_spans for s in r.scope_spans for one in s.spans] == good

@@ -37,7 +37,7 @@ class Reader:
     asked: list[tuple] = field(default_factory=list)
     failure: Exception | None = None
 
-    def spans_of(self, tenant: str, trace_id: bytes, content: bool, limit: int) -> list[Span]:
+    def spans_of(self, tenant: str, trace_id: bytes, content: bool, limit: int, records: bool = True) -> list[Span]:
         self.asked.append((tenant, trace_id, content, limit))
         if self.failure:
             raise self.failure

@@ -11,7 +11,7 @@ import pytest
 from frame_samples import FakeStore, frame, frame_of, request, span_ids, until
 from loader_house import SEGMENT_ID, House, rejects, sealed_segment
 
-from collector.frames import StoredFrame, read_frames
+from collector.frames import Signal, StoredFrame, read_frames
 from collector.loader import Load
 from storage.errors import DataError, OutOfMemory, StoreUnavailable
 
@@ -59,14 +59,14 @@ def test_bisection_finds_exactly_the_bad_frames(house, tmp_path: Path, count: in
         assert entry.reason == f"cannot parse {frames[number].digest.hex()}"
         assert (entry.tenant, entry.spans, entry.bytes) == (
             frames[number].tenant,
-            frames[number].spans,
+            frames[number].items,
             len(frames[number].request),
         )
         assert entry.received_unix_nano == 1_000 + number
     for tenant, spans in home.ledger.spans().items():
         mine = [(number, each) for number, each in enumerate(frames) if each.tenant == tenant]
-        assert spans.quarantined == sum(each.spans for number, each in mine if number in bad)
-        assert spans.stored == sum(each.spans for number, each in mine if number not in bad)
+        assert spans.quarantined == sum(each.items for number, each in mine if number in bad)
+        assert spans.stored == sum(each.items for number, each in mine if number not in bad)
         assert spans.in_wal == 0
     until(lambda: not home.leftovers())
 
@@ -125,7 +125,7 @@ def test_a_frame_that_a_new_encoding_mends_is_stored(house, tmp_path: Path) -> N
     assert not home.quarantined
     assert f"{SEGMENT_ID}.1-normalised" in store.loaded
     (stored,) = mended
-    assert (stored.tenant, stored.spans, stored.received_unix_nano) == ("acme", 2, 1_001)
+    assert (stored.tenant, stored.items, stored.received_unix_nano) == ("acme", 2, 1_001)
     assert value not in bytes(stored.request)
     assert span_ids(stored.request) == span_ids(odd.request)
     assert home.ledger.spans()["acme"].stored == 2
@@ -233,9 +233,9 @@ def test_a_crash_during_a_bisection_repeats_the_same_tokens(tmp_path: Path, cras
     reject = rejects(frames[2], frames[6])
     store = FakeStore(reject)
 
-    def crashing(path: Path, token: str) -> None:
+    def crashing(path: Path, token: str, signal: Signal) -> None:
         try:
-            store.load(path, token)
+            store.load(path, token, signal)
         finally:
             if len(store.attempts) == crash_at:
                 raise Crash
@@ -261,8 +261,8 @@ def test_a_range_that_failed_before_a_crash_is_not_loaded_as_a_whole_after_it(tm
     sealed_segment(tmp_path, frames)
     store = FakeStore(rejects(frames[3]))
 
-    def crashing(path: Path, token: str) -> None:
-        store.load(path, token)
+    def crashing(path: Path, token: str, signal: Signal) -> None:
+        store.load(path, token, signal)
         if token == f"{SEGMENT_ID}.0-2":
             raise Crash
 
@@ -290,7 +290,7 @@ def test_kill_nine_during_bisections_loses_and_repeats_nothing(tmp_path: Path) -
 
         home = Path(sys.argv[1])
 
-        def load(path, token):
+        def load(path, token, signal):
             frames = list(read_frames(path))
             if any(bytes(frame.request).endswith(b"bad") for frame in frames):
                 raise DataError("bad")

@@ -20,7 +20,8 @@ ONLY_IN = {
     "grpc": {"collector/otlp_grpc.py", "collector/status.py"},
     "chdb": {"storage/engine.py"},
     "clickhouse_connect": {"storage/engine.py"},
-    "typer": {"spanhouse.py"},
+    "typer": {"spanhouse.py", "cli/commands.py"},
+    "mlflow": {"query/registry.py"},
 }
 ENVIRONMENT = {("os", "environ"), ("os", "getenv"), ("sys", "argv")}
 

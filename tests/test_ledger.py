@@ -89,12 +89,12 @@ def test_the_equation_holds_at_every_scrape_under_load(tmp_path: Path) -> None:
             if deduplicated:
                 ledger.admitted(each.tenant, received=deduplicated, deduplicated=deduplicated)
             with lock:
-                sent[each.tenant] += each.spans + rejected + deduplicated
+                sent[each.tenant] += each.items + rejected + deduplicated
 
     def deliver(each: Frame, rejected: int) -> None:
         future = wal.append(each)
         future.add_done_callback(
-            lambda done: ledger.admitted(each.tenant, received=each.spans + rejected, rejected=rejected)
+            lambda done: ledger.admitted(each.tenant, received=each.items + rejected, rejected=rejected)
         )
         future.result(10)
 
@@ -139,7 +139,7 @@ def test_in_the_wal_is_what_lies_there(tmp_path: Path) -> None:
         for path in (tmp_path / "wal").glob("*.*"):
             if path.suffix in (".open", ".wal"):
                 for stored in read_frames(path):
-                    lying[stored.tenant] += stored.spans
+                    lying[stored.tenant] += stored.items
         assert {tenant: spans.in_wal for tenant, spans in ledger.spans().items()} == dict(lying)
         wal.release()
     assert lying == {"acme": 14, "default": 4}

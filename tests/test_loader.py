@@ -108,7 +108,7 @@ def test_an_exception_nobody_thought_of_is_no_reason_to_lose_data(house, caplog)
 def test_stop_interrupts_the_wait_for_a_store_that_is_away(tmp_path: Path) -> None:
     tried = threading.Event()
 
-    def load(path: Path, token: str) -> None:
+    def load(path: Path, token: str, signal: str) -> None:
         tried.set()
         raise StoreUnavailable("connection refused")
 
@@ -139,7 +139,7 @@ def test_stop_drains_what_is_sealed(tmp_path: Path) -> None:
 def test_stop_says_when_a_load_does_not_end(tmp_path: Path) -> None:
     go_on, started = threading.Event(), threading.Event()
 
-    def load(path: Path, token: str) -> None:
+    def load(path: Path, token: str, signal: str) -> None:
         started.set()
         go_on.wait(10)
 

@@ -251,8 +251,8 @@ def test_the_tenant_is_a_header(serve):
 @pytest.mark.parametrize(
     ("path", "code", "wanted"),
     [
-        ("/v1/logs", 404, "cannot take logs: Spanhouse takes traces only"),
-        ("/v1/metrics", 404, "cannot take metrics: Spanhouse takes traces only"),
+        ("/v1/metrics", 404, "cannot take metrics: Spanhouse takes traces, at /v1/traces, and logs, at /v1/logs"),
+        ("/api/public/otel/v1/metrics", 404, "cannot take metrics"),
         ("/v1development/profiles", 404, "cannot take profiles"),
         ("/", 404, "traces go to /v1/traces"),
         ("/v1/traces/", 404, "traces go to /v1/traces"),

@@ -143,7 +143,7 @@ def test_ids_are_hex_in_either_case(hex_id):
 def test_a_bad_id_spoils_its_span_only(bad, shown):
     spans = [{"traceId": TRACE, "spanId": SPAN, **fields} for fields in ({"name": "a"}, bad, {"name": "b"})]
     sifted = sift(to_protobuf(json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}).encode()), 10)
-    assert (sifted.spans, sifted.rejected) == (2, 1)
+    assert (sifted.items, sifted.rejected) == (2, 1)
     assert "spans[1]" in sifted.message
     assert shown.encode() in sifted.message.encode() or repr(shown.encode())[2:-1] in sifted.message
 

@@ -149,9 +149,9 @@ def test_replay_sends_a_frame_through_the_wal_again(house: House) -> None:
 
 def test_replay_normalises_what_it_can(house: House) -> None:
     body = request()
-    assert normalise(body) is None, "it is normal already"
+    assert normalise(body, "traces") is None, "it is normal already"
     twice = body + b"\x0a\x0a\x0a\x08\x0a\x06\x12\x04\x0a\x00\x10\x01"  # a value with two members: "" and true
-    normal = normalise(twice)
+    normal = normalise(twice, "traces")
     assert normal is not None
     assert b"\x0a\x00\x10\x01" not in normal
     assert span_ids(normal) == span_ids(body)

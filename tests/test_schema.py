@@ -3,8 +3,10 @@
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
@@ -20,6 +22,10 @@ OTLP = {
     "Event": Span.Event,
     "Link": Span.Link,
     "Status": Status,
+    "LogsRequest": ExportLogsServiceRequest,
+    "ResourceLogs": ResourceLogs,
+    "ScopeLogs": ScopeLogs,
+    "LogRecord": LogRecord,
     "KeyValue": KeyValue,
     "AnyValue": AnyValue,
 }
@@ -50,7 +56,7 @@ def test_every_message_is_otlps(name):
 
 
 def test_no_other_messages_are_declared():
-    assert set(STRICT) == set(LENIENT) == {*OTLP, "Frame"}
+    assert set(STRICT) == set(LENIENT) == {*OTLP, "Frame", "Context"}
 
 
 def test_the_strict_classes_check_strings_and_the_lenient_do_not():

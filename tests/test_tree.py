@@ -24,9 +24,21 @@ def examined(spans, *, truncated=False, now=NOW):
     return integrity.examine(build(spans), truncated=truncated, now_unix_nano=now)
 
 
+def pieces(tree, *, nested, truncated, now_unix_nano):
+    """The answer in its pieces, of a trace of which nothing is known but its spans."""
+    return trace_json.pieces(
+        tree,
+        nested=nested,
+        truncated=truncated,
+        now_unix_nano=now_unix_nano,
+        price=lambda _: None,
+        about={"links": {}, "assessments": []},
+    )
+
+
 def written(spans, *, nested=True, truncated=False, now=NOW):
     """The answer, parsed, after a look whether it is what the API's documentation says."""
-    text = b"".join(trace_json.pieces(build(spans), nested=nested, truncated=truncated, now_unix_nano=now))
+    text = b"".join(pieces(build(spans), nested=nested, truncated=truncated, now_unix_nano=now))
     answer = json.loads(text)
     answers.Trace.model_validate(answer)
     return answer
@@ -364,7 +376,7 @@ def test_a_chain_of_a_million_spans_is_written_without_recursion():
     spans = [span(number, number - 1 or None, start=START + number) for number in range(1, count + 1)]
     began = time.monotonic()
     tail, children = b"", 0
-    for piece in trace_json.pieces(build(spans), nested=True, truncated=False, now_unix_nano=NOW):
+    for piece in pieces(build(spans), nested=True, truncated=False, now_unix_nano=NOW):
         children += piece.endswith(b'"children":[')
         tail = piece if len(piece) > 2 else tail
     assert children == count
@@ -377,10 +389,10 @@ def test_writing_holds_one_piece_in_memory():
     written_bytes = 0
     tracemalloc.start()
     try:
-        pieces = trace_json.pieces(tree, nested=True, truncated=False, now_unix_nano=NOW)
+        written = pieces(tree, nested=True, truncated=False, now_unix_nano=NOW)
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
-        for piece in pieces:
+        for piece in written:
             written_bytes += len(piece)
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:
@@ -393,9 +405,7 @@ def test_writing_holds_one_piece_in_memory():
 
 
 def attributes_of(*pairs):
-    text = b"".join(
-        trace_json.pieces(build([span(1, attributes=list(pairs))]), nested=False, truncated=False, now_unix_nano=NOW)
-    )
+    text = b"".join(pieces(build([span(1, attributes=list(pairs))]), nested=False, truncated=False, now_unix_nano=NOW))
     return text, json.loads(text)["spans"][0]
 
 
@@ -468,9 +478,7 @@ def test_a_nested_value_that_is_not_valid_is_shown_as_bytes_at_any_place():
 
 def test_a_value_nested_deeper_than_any_json_library_goes():
     text = b"".join(
-        trace_json.pieces(
-            build([span(1, attributes=[("d", deep(20_000))])]), nested=True, truncated=False, now_unix_nano=NOW
-        )
+        pieces(build([span(1, attributes=[("d", deep(20_000))])]), nested=True, truncated=False, now_unix_nano=NOW)
     )
     assert b'"attributes":{"d":[' + b'{"k":[' * 20_000 + b"null" + b"]}" * 20_000 + b"]}," in text
 
@@ -525,6 +533,9 @@ def test_everything_of_a_span_is_shown():
         "status": {"code": 7, "message": "why"},
         "attributes": {"a": 1},
         "dropped_attributes_count": 5,
+        "canonical": {},
+        "usage": None,
+        "subtree_usage": None,
         "events": [
             {
                 "time_unix_nano": str(START + 1),

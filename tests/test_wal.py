@@ -114,7 +114,7 @@ def test_a_frame_with_another_digest_is_a_mistake_of_the_caller(log: Log) -> Non
     wal = log.open()
     good = frame()
     with pytest.raises(ValueError, match="digest"):
-        wal.append(Frame(good.tenant, bytes(16), good.spans, good.request))
+        wal.append(Frame(good.tenant, bytes(16), good.items, good.request))
 
 
 def test_the_clock_may_go_back(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_an_old_segment_is_sealed_at_once_for_an_idle_loader(log: Log) -> None:
     segment = wal.next_sealed(10)
     assert segment is not None
     assert 0.2 <= time.monotonic() - start_s < 1.0
-    assert segment.spans_by_tenant == {"acme": 4}
+    assert segment.items == {("traces", "acme"): 4}
     assert segment.bytes == segment.path.stat().st_size
 
 

@@ -55,7 +55,7 @@ def test_an_open_segment_is_cut_to_its_good_frames_and_sealed(log: Log, tail: by
     assert segment.path.name == f"{FIRST_ID}.wal"
     assert segment.path.stat().st_size == segment.bytes == sum(stored.length for stored in read_frames(segment.path))
     assert digests([segment.path]) == [each.digest for each in frames]
-    assert segment.spans_by_tenant == {"acme": 2, "default": 3}
+    assert segment.items == {("traces", "acme"): 2, ("traces", "default"): 3}
     spans = log.ledger.spans()
     assert (spans["acme"].received, spans["default"].received, spans["default"].in_wal) == (2, 3, 3)
     assert not log.files("*.damaged"), "a torn tail is what a crash leaves, and was never acknowledged"
@@ -126,7 +126,7 @@ def test_kill_nine_loses_nothing_that_was_acknowledged(log: Log) -> None:
     stored = digests(segment.path for segment in segments)
     assert set(acknowledged) <= set(stored)
     assert len(stored) == len(set(stored))
-    assert sum(spans for segment in segments for spans in segment.spans_by_tenant.values()) == len(stored)
+    assert sum(spans for segment in segments for spans in segment.items.values()) == len(stored)
 
 
 # --- who holds it ---

@@ -8,7 +8,8 @@ SELECT
     EventTimes, EventNames, arrayMap(m -> mapKeys(m), EventAttributes), arrayMap(m -> mapValues(m), EventAttributes),
     EventDroppedAttributesCounts, DroppedEventsCount,
     Links, DroppedLinksCount,
-    OriginId, toUnixTimestamp(Received), cityHash64(SpanId, Timestamp, Duration, SpanName)
+    OriginId, toUnixTimestamp(Received), cityHash64(SpanId, Timestamp, Duration, SpanName),
+    mapKeys(Canonical), mapValues(Canonical)
 FROM spanhouse.spans
 WHERE TraceId = toFixedString(unhex({trace_id:String}), 16)
     AND Timestamp >= fromUnixTimestamp64Nano({start:Int64}, 'UTC')

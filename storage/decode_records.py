@@ -1,0 +1,100 @@
+"""The statement that reads the log records of a WAL segment: rows of `spanhouse.records`, inside the engine.
+
+Pure text, no engine here; the tricks are those of decode.py. Frames of spans are skipped as bytes, as decode.py skips
+those of log records: neither statement can fail for the other's frames. What each column means is written in
+schema/0007_records.sql.
+"""
+
+from functools import cache
+from pathlib import Path
+
+from storage.decode import (
+    ATTRIBUTES,
+    MEMBERS,
+    VALUE,
+    NEAR_DAYS,
+    START_MAX_UNIX_NANO,
+    aliases,
+    settings,
+    tagged,
+    unfold,
+    content_rule,
+)
+from storage.literals import literal
+
+_RECORD = f"""Tuple(
+    time_unix_nano UInt64, observed_time_unix_nano UInt64, trace_id String, span_id String, event_name String,
+    severity_number Int32, severity_text String, body {VALUE},
+    attributes {ATTRIBUTES}, dropped_attributes_count UInt32)"""
+_SCOPE_LOGS = f"Array(Tuple(log_records Array({_RECORD})))"
+FRAME = f"received_unix_nano UInt64, tenant String, logs Tuple(resource_logs Array(Tuple(scope_logs {_SCOPE_LOGS})))"
+
+_OF_RECORD = {
+    "sent": "time_unix_nano",
+    "observed": "observed_time_unix_nano",
+    "trace_id": "trace_id",
+    "span_id": "span_id",
+    "event_name": "event_name",
+    "severity_number": "severity_number",
+    "severity_text": "severity_text",
+    "attributes": "attributes",
+    "dropped_attributes": "dropped_attributes_count",
+    **{f"body_{member}": f"body.{member}" for member in MEMBERS},
+}
+
+_BODY = ", ".join(
+    f"concat('{letter}', toString(body_{member}))" for letter, member in zip("sidbamy", MEMBERS, strict=True)
+)
+_EVENT_ATTRIBUTE = "all_attributes['event.name']"
+
+_COLUMNS = {
+    "Tenant": "tenant",
+    "Day": f"if(abs(toDate(time) - toDate(arrival)) <= {NEAR_DAYS}, toDate(time), toDate(0))",
+    "TraceId": "toFixedString(trace_id, 16)",
+    "SpanId": "toFixedString(span_id, 8)",
+    "Time": "happened",
+    "EventName": f"multiIf(event_name != '', event_name, startsWith({_EVENT_ATTRIBUTE}, 's'),"
+    f" substring({_EVENT_ATTRIBUTE}, 2), '')",
+    "SeverityNumber": "severity_number",
+    "SeverityText": "severity_text",
+    "Attributes": f"mapFilter((k, s) -> NOT ({content_rule().sql()}), all_attributes)",
+    "Content": f"mapFilter((k, s) -> {content_rule().sql()}, all_attributes)",
+    "Body": "body",
+    "DroppedAttributesCount": "dropped_attributes",
+    "RecordKey": "cityHash64(span_id, happened, event_name, severity_number, severity_text, all_attributes, body,"
+    " dropped_attributes)",
+    "Received": "arrival",
+}
+"""Column of `records` → expression."""
+
+
+def _records(path: str) -> str:
+    """One row a record, from arrays three deep."""
+    fields = "logs.resource_logs.scope_logs.log_records"
+    deep = {"tenant": "tenant", "received": "received_unix_nano"}
+    deep |= {f"{name}3": f"{fields}.{field}" for name, field in _OF_RECORD.items()}
+    rows = f"SELECT\n    {aliases(deep)}\nFROM file({path}, 'Protobuf', {literal(FRAME)})"
+    for level in (3, 2, 1):
+        names = ", ".join(f"{name}{level - 1 or ''}" for name in _OF_RECORD)
+        rows = f"SELECT tenant, received, {names}\nFROM\n(\n{rows}\n)\nARRAY JOIN {unfold(_OF_RECORD, level)}"
+    columns = {
+        "all_attributes": tagged("attributes"),
+        "body": f"coalesce({_BODY}, 'e')",
+        "happened": "multiIf(sent > 0, sent, observed > 0, observed, received)",
+        "time": f"fromUnixTimestamp64Nano(toInt64(least(happened, {START_MAX_UNIX_NANO})), 'UTC')",
+        "arrival": "toDateTime(intDiv(received, 1000000000), 'UTC')",
+    }
+    plain = [name for name in _OF_RECORD if not name.startswith("body_")]
+    return f"SELECT\n    tenant, {', '.join(plain)},\n    {aliases(columns)}\nFROM\n(\n{rows}\n)"
+
+
+@cache
+def _select() -> str:
+    return f"SELECT\n    {aliases(_COLUMNS)}\nFROM\n(\n{_records('{path}')}\n)"
+
+
+def insert(path: Path, token: str) -> str:
+    """INSERT of one segment: every log record of it becomes a row of `spanhouse.records`, at most once for a token."""
+    select = _select().replace("{path}", literal(str(path)))
+    options = f"{settings()}, insert_deduplication_token = {literal(token)}"
+    return f"INSERT INTO spanhouse.records ({', '.join(_COLUMNS)})\n{select}\nSETTINGS {options}"
