@@ -22,19 +22,26 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn, Self
 
 import typer
 from pydantic import ByteSize, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from cli.commands import Here
     from collector.ledger import Ledger
     from collector.wal import Wal
+    from query.mlflow.gateway import Asgi
+    from query.registry import Registry
     from storage.engine import Engine
+    from storage.linking import Deployment
     from storage.prices import Prices
+    from storage.spans import Span
     from storage.vocabulary import Vocabulary
 
 ENV_PREFIX = "SPANHOUSE_"
@@ -94,6 +101,20 @@ class Settings(BaseSettings):
         None, description="File of further attribute keys for the canonical columns (docs/conventions.md)."
     )
     prices: Path | None = Field(None, description="File of prices of your own, before those known (docs/usage.md).")
+    deployments: Path | None = Field(
+        None, description="File that says which service ran which model version when (docs/links.md)."
+    )
+    mlflow_url: str | None = Field(
+        None, description="MLflow server behind /mlflow, for all but its trace calls (docs/mlflow.md)."
+    )
+    registry_uri: str | None = Field(
+        None, description="MLflow tracking URI that names runs, models and prompts (docs/registry.md)."
+    )
+    registry_models_uri: str | None = Field(
+        None, description="URI of the model registry, where it is not that of the tracking server."
+    )
+    registry_write: bool = Field(False, description="Write links and verdicts of gates to the registry, as tags.")
+    public_url: str = Field("", description="Address of this server for people, for what is written to the registry.")
     trace_spans_max: Count = Field(200_000, description="Most spans of a trace in one answer.")
     shutdown_timeout_s: Seconds = Field(
         30,
@@ -108,6 +129,8 @@ class Settings(BaseSettings):
             raise ValueError("wal_bytes_max must be segment_bytes_max at least")
         if self.in_flight_bytes_max < 2 * self.request_bytes_max:
             raise ValueError("in_flight_bytes_max must be twice request_bytes_max at least")
+        if self.mlflow_url is not None and not self.mlflow_url.startswith(("http://", "https://")):
+            raise ValueError("mlflow_url must begin with http:// or https://")
         return self
 
 
@@ -133,10 +156,6 @@ def run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> None:
     from collector.loader import Loader
     from collector.otlp_grpc import OtlpGrpc
     from collector.quarantine import Quarantine
-    from query import compare_api
-    from query.api import create_app
-    from query.samples import Samples
-    from query.traces import Traces
 
     data_dir, host, stop = settings.data_dir.absolute(), settings.host, _signals()
     with ExitStack() as parts:
@@ -147,11 +166,12 @@ def run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> None:
         parts.callback(wal.release)
         quarantine = Quarantine(data_dir / "quarantine", ledger)
 
-        vocabulary, prices = _tables(settings)
-        engine = _open_store(settings, data_dir, vocabulary)
+        tables = _tables(settings)
+        engine = _open_store(settings, data_dir, tables.vocabulary)
         parts.callback(engine.close)
+        known = _Known(settings, parts, engine, tables)
 
-        loader = Loader(wal, engine.load, quarantine, ledger)
+        loader = Loader(wal, known.load, quarantine, ledger)
         loader.start()
         parts.callback(loader.stop, settings.shutdown_timeout_s)
         parts.callback(wal.close)
@@ -183,10 +203,7 @@ def run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> None:
             otlp_http_listener = listen(host, settings.otlp_http_port)
         parts.enter_context(http_server(otlp_http_app, otlp_http_listener, broken, **otlp_http.UVICORN_OPTIONS))
 
-        api = create_app(
-            Traces(engine, vocabulary), engine.ready, price=prices.cost, trace_spans_max=settings.trace_spans_max
-        )
-        api.include_router(compare_api.router(Samples(engine), None))
+        api = known.api(otlp_http_app)
         api.include_router(admin.router(quarantine, wal.append, ledger.registry))
         with _named(host, settings.http_port, "--http-port"):
             http_listener = listen(host, settings.http_port)
@@ -229,14 +246,125 @@ def _open_log(settings: Settings, data_dir: Path, ledger: "Ledger", quarantine_b
         ) from error
 
 
-def _tables(settings: Settings) -> "tuple[Vocabulary, Prices]":
-    """The tables that people may put entries of their own before."""
+class _Known:
+    """What is known of traces beside their spans, the parts that work it out, and the API that answers with it."""
+
+    def __init__(self, settings: Settings, parts: ExitStack, engine: "Engine", tables: "_Tables") -> None:
+        from query.implied import ImpliedLinks
+        from storage.annotations import Annotations
+        from storage.assessments import Assessments
+        from storage.deployments import Deployments
+        from storage.harvest import Harvest
+        from storage.relink import recanonicalize
+        from storage.resettling import Resettling
+        from storage.settling import Settler
+
+        vocabulary, prices, deployments = tables
+        self._settings, self._engine, self._vocabulary, self._prices = settings, engine, vocabulary, prices
+        self._deployments = Deployments(engine, deployments)
+        settler = Settler(engine, vocabulary, self._deployments, prices.cost, trace_spans_max=settings.trace_spans_max)
+        self.load = settler.watched(engine.load)
+        self._annotations = Annotations(engine, settler.touch)
+        self._assessments = Assessments(engine, settler.touch)
+        self._registry = _open_registry(settings)
+        self._imply = None
+        if self._registry is not None:
+            self._imply = ImpliedLinks(engine, self._registry, settler.touch)
+            self._registry.start()
+            parts.callback(self._registry.stop)
+        settler.start(Harvest(engine, self._assessments, settler.touch), self._imply)
+        parts.callback(settler.stop)
+        self._resettling = Resettling(
+            engine, settler, partial(recanonicalize, engine, vocabulary), partial(prices.reload, settings.prices)
+        )
+        parts.callback(self._resettling.stop)
+
+    def api(self, otlp: "Asgi") -> "FastAPI":
+        """The HTTP API, with all that reads traces and what is known of them. `otlp` takes what MLflow sends."""
+        from query import assessments_api, compare_api, entities_api, links_api, registry_api
+        from query.api import create_app
+        from query.assessed import Assessed
+        from query.assessment_answers import assessment_json
+        from query.entities import Entities
+        from query.mlflow.gateway import Gateway
+        from query.samples import Samples
+        from query.selection import Selection
+        from query.trace_links import TraceLinks
+        from query.traces import Traces
+
+        engine, settings, registry = self._engine, self._settings, self._registry
+        traces = Traces(engine, self._vocabulary)
+        describe = registry.describe if registry else None
+        links = TraceLinks(engine, self._deployments, self._annotations, imply=self._imply, describe=describe)
+
+        def about(tenant: str, trace_id: bytes, spans: "list[Span]") -> dict[str, Any]:
+            assessments = self._assessments.of_trace(tenant, trace_id)
+            return {
+                "links": links.json(tenant, trace_id, spans),
+                "assessments": [assessment_json(each) for each in assessments],
+            }
+
+        api = create_app(
+            traces, engine.ready, price=self._prices.cost, about=about, trace_spans_max=settings.trace_spans_max
+        )
+        selection = Selection(engine)
+        for router in (
+            assessments_api.router(self._assessments, Assessed(engine)),
+            links_api.router(self._annotations, self._deployments, selection, links, traces, self._resettling),
+            # Before the pages of models, whose names take slashes.
+            compare_api.router(Samples(engine), registry.write_tags if registry else None),
+            entities_api.router(Entities(engine, self._annotations, describe)),
+            registry_api.router(registry),
+        ):
+            api.include_router(router)
+        gateway = Gateway(engine, traces, self._assessments, self._annotations, otlp, mlflow_url=settings.mlflow_url)
+        api.mount("/mlflow", gateway)
+        return api
+
+
+def _open_registry(settings: Settings) -> "Registry | None":
+    if settings.registry_uri is None:
+        return None
+    from query.registry import Registry
+
+    # MLflow's client reads these, and retries for minutes by default: the registry has a patience of its own.
+    for name, value in {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_DATABRICKS_ENDPOINT_HTTP_RETRY_TIMEOUT": "10",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+    return Registry(
+        settings.registry_uri,
+        settings.registry_models_uri,
+        write=settings.registry_write,
+        public_url=settings.public_url,
+    )
+
+
+class _Tables(NamedTuple):
+    """Tables to which people add entries of their own, each a file. Deployments are by tenant."""
+
+    vocabulary: "Vocabulary"
+    prices: "Prices"
+    deployments: "dict[str, list[Deployment]]"
+
+
+def _tables(settings: Settings) -> _Tables:
+    from storage.deployments import BadDeployments, load_file
     from storage.prices import BadPrices, Prices
     from storage.vocabulary import BadVocabulary, load
 
     try:
-        return load(settings.conventions), Prices(settings.prices)
-    except (BadVocabulary, BadPrices) as error:
+        return _Tables(
+            load(settings.conventions),
+            Prices(settings.prices),
+            load_file(settings.deployments) if settings.deployments else {},
+        )
+    except (BadVocabulary, BadPrices, BadDeployments) as error:
         raise CannotServe(str(error)) from error
 
 

@@ -16,6 +16,8 @@ from xxhash import xxh3_128_digest
 from benchmarks.meter import MIB, Cpu, Meter
 from benchmarks.payloads import Payload
 from collector.frames import Frame, encode_frame
+from storage.canonical import CanonicalSql
+from storage.decode import Decoder
 from storage.engine import Engine
 from storage.migrate import migrate
 from storage.vocabulary import load
@@ -55,10 +57,25 @@ class Ceiling:
     held: Held
 
 
-def measure(directory: Path, payload: Payload, rest_s_max: float) -> Ceiling:
-    """Load the payload into a new store in `directory`, and wait until its merges are done."""
+class _NoWords(CanonicalSql):
+    """Understands nothing."""
+
+    def key_codes(self) -> str:
+        return "1"
+
+    def steps(self, more: str = "") -> list[dict[str, str]]:
+        return [{"canonical": "map()::Map(String, String)"}]
+
+
+def measure(directory: Path, payload: Payload, rest_s_max: float, vocabulary: bool = True) -> Ceiling:
+    """Load the payload into a new store in `directory`, and wait until its merges are done.
+
+    Without `vocabulary` nothing is mapped to canonical columns: what that costs is the difference.
+    """
     segments = _write_segments(directory, payload)
     engine, meter = Engine(directory / "store", load()), Meter(os.getpid())
+    if not vocabulary:
+        engine._decoder = Decoder(_NoWords(load()))
     migrate(engine)
     cpu, start_s = meter.cpu(), time.monotonic()
     for segment in segments:

@@ -93,6 +93,8 @@ class Measured:
     acknowledged_spans: int
     held: Held
     ceiling: Ceiling
+    wordless: Ceiling
+    """The engine alone, without the vocabulary."""
 
 
 def measure(directory: Path, profile: Profile, plan: Plan, server_options: Sequence[str]) -> Measured:
@@ -117,6 +119,9 @@ def measure(directory: Path, profile: Profile, plan: Plan, server_options: Seque
         raise SpansMissing(f"{acknowledged} spans were acknowledged, and the store holds {held.spans}")
     _say(f"{profile}: the engine alone")
     engine_alone = call(directory, CEILING_S_MAX, ceiling.measure, directory, payload, plan.rest_s_max)
+    bare = directory / "bare"
+    bare.mkdir()
+    wordless = call(directory, CEILING_S_MAX, ceiling.measure, bare, payload, plan.rest_s_max, False)
     return Measured(
         profile=profile,
         payload_bytes_per_span=payload.size_bytes / payload.spans,
@@ -128,6 +133,7 @@ def measure(directory: Path, profile: Profile, plan: Plan, server_options: Seque
         acknowledged_spans=acknowledged,
         held=held,
         ceiling=engine_alone,
+        wordless=wordless,
     )
 
 

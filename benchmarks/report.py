@@ -54,7 +54,19 @@ def _alone_per_million(part: Callable[[Cpu], float]) -> Callable[[Measured], flo
     return lambda m: part(m.ceiling.cpu) / m.ceiling.spans * MILLION
 
 
+def _vocabulary_ratio(measured: Measured) -> float:
+    with_words, without = (alone.cpu.program_s / alone.spans for alone in (measured.ceiling, measured.wordless))
+    return with_words / without
+
+
 FIGURES = (
+    Figure(
+        "vocabulary_cpu_ratio",
+        "CPU of the engine alone, with the vocabulary to without",
+        _vocabulary_ratio,
+        2,
+        most=_both(1.25),
+    ),
     Figure("accepted_spans_per_s", "accepted spans/s", lambda m: m.full.sent.spans / m.full.sent.seconds),
     Figure(
         "queryable_spans_per_s",

@@ -77,6 +77,16 @@ class Client:
             f"look at the server's log and at {self.url}/metrics",
         )
 
+    def begin(self, job: str, times: dict[str, str]) -> dict[str, Any]:
+        """Begin a `relink` or a `reprice` of the traces of that time."""
+        answer: dict[str, Any] = self._ask("POST", f"/api/v1/{job}", json=times)
+        return answer
+
+    def progress(self, job: str) -> dict[str, Any]:
+        """How far the last one is."""
+        answer: dict[str, Any] = self._ask("GET", f"/api/v1/{job}")
+        return answer
+
     def traces(self, filters: Iterable[tuple[str, str]]) -> dict[str, Any]:
         """One page of the list of traces. `filters` are the API's query parameters."""
         answer: dict[str, Any] = self._ask("GET", "/api/v1/traces", tuple(filters))
@@ -109,9 +119,11 @@ class Client:
         """Delete one frame for good."""
         self._ask("DELETE", f"/api/v1/quarantine/{frame_id}")
 
-    def _ask(self, method: str, path: str, parameters: tuple[tuple[str, str], ...] = ()) -> Any:
+    def _ask(
+        self, method: str, path: str, parameters: tuple[tuple[str, str], ...] = (), json: dict[str, str] | None = None
+    ) -> Any:
         try:
-            response = self._http.request(method, path, params=parameters)
+            response = self._http.request(method, path, params=parameters, json=json)
         except httpx.TimeoutException as error:
             raise Trouble(f"cannot get an answer from {self.url} within {TIMEOUT_S} s") from error
         except httpx.TransportError as error:

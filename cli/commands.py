@@ -6,6 +6,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -204,6 +205,57 @@ def gate_command(
     else:
         gate.draw(_console(), answer)
     raise typer.Exit(gate.EXIT_CODES[answer["verdict"]])
+
+
+Start = Annotated[str | None, typer.Option(help="Traces that start at this time or later, such as -30d.")]
+End = Annotated[str | None, typer.Option(help="Traces that start before this time.")]
+
+
+@app.command()
+def relink(
+    context: typer.Context,
+    *,
+    start: Start = None,
+    end: End = None,
+    url: Url = None,
+    tenant: Tenant = "default",
+) -> None:
+    """Apply the conventions, deployments and links of today to traces that are stored. Waits until that is done."""
+    _resettle(context, "relink", (start, end), url, tenant)
+
+
+@app.command()
+def reprice(
+    context: typer.Context,
+    *,
+    start: Start = None,
+    end: End = None,
+    url: Url = None,
+    tenant: Tenant = "default",
+) -> None:
+    """Work out anew what stored traces cost, at the prices of today. Waits until that is done."""
+    _resettle(context, "reprice", (start, end), url, tenant)
+
+
+def _resettle(
+    context: typer.Context, job: str, times: tuple[str | None, str | None], url: str | None, tenant: str
+) -> None:
+    from rich.progress import Progress
+
+    from cli.client import Trouble
+
+    given = {name: time for name, time in zip(("start", "end"), times, strict=True) if time is not None}
+    with _client(context, url, tenant) as client, Progress(console=_console(), transient=True) as bar:
+        client.begin(job, given)
+        shown = bar.add_task("Reading spans", total=1.0)
+        while (answer := client.progress(job))["state"] == "running":
+            bar.update(shown, completed=answer["share"], description=f"{answer['traces']} traces")
+            time.sleep(0.2)
+        if answer["state"] != "done":
+            raise Trouble(
+                f"cannot {job}: it is {answer['state']}" + (f", {answer['error']}" if answer["error"] else "")
+            )
+    _console().print(f"{answer['traces']} traces are settled again.", highlight=False)
 
 
 @quarantine_app.command("list")

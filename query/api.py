@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Message, Send
 
-from query import answers, otlp, trace_json
+from query import answers, assessed, otlp, trace_json
 from query.errors import RETRY_AFTER, Refused, error_response, install
 from query.model import BadCursor, TraceFilter, TracePage, TraceSummary
 from query.parameters import duration_nano, time_unix_nano
@@ -165,14 +165,23 @@ _ATTRIBUTE_PARAMETER = {
 }
 
 
-def _only_known(parameters: type[BaseModel], prefix: str | None = None) -> Callable[[Request], None]:
+_ASSESSMENT_PARAMETER = {
+    "name": "assessment.<name>",
+    "in": "query",
+    "description": "`assessment.quality=good`, `assessment.quality>=0.5`, `assessment.quality=!=bad`: an assessment of "
+    "the trace, or of one of its spans, has this value.",
+    "schema": {"type": "string"},
+}
+
+
+def _only_known(parameters: type[BaseModel], *prefixes: str) -> Callable[[Request], None]:
     """Refuse a misspelt filter: an answer to another question would look like an answer to this one."""
-    known = [*parameters.model_fields, *([f"{prefix}<key>"] if prefix else [])]
+    known = [*parameters.model_fields, *(f"{prefix}<key>" for prefix in prefixes)]
 
     def check(request: Request) -> None:
         seen: set[str] = set()
         for name, _ in request.query_params.multi_items():
-            if prefix and name.startswith(prefix) and name != prefix:
+            if name.startswith(prefixes) and name not in prefixes:
                 continue
             if name not in parameters.model_fields:
                 raise Refused(
@@ -253,8 +262,8 @@ def _traces(
         "/traces",
         summary="A list of traces, newest first",
         response_model=answers.TraceList,
-        dependencies=[Depends(_only_known(ListParameters, ATTRIBUTE_PREFIX))],
-        openapi_extra={"parameters": [_ATTRIBUTE_PARAMETER]},
+        dependencies=[Depends(_only_known(ListParameters, ATTRIBUTE_PREFIX, assessed.PREFIX))],
+        openapi_extra={"parameters": [_ATTRIBUTE_PARAMETER, _ASSESSMENT_PARAMETER]},
     )
     def list_traces(
         request: Request, parameters: Annotated[ListParameters, Query()], tenant: Tenant = "default"
@@ -304,7 +313,7 @@ def _not_found(trace_id: bytes, tenant: str) -> str:
     )
 
 
-def _filter(parameters: ListParameters, items: Iterable[tuple[str, str]]) -> TraceFilter:
+def _filter(parameters: ListParameters, items: Sequence[tuple[str, str]]) -> TraceFilter:
     attributes = [
         (name.removeprefix(ATTRIBUTE_PREFIX), value) for name, value in items if name.startswith(ATTRIBUTE_PREFIX)
     ]
@@ -314,6 +323,10 @@ def _filter(parameters: ListParameters, items: Iterable[tuple[str, str]]) -> Tra
         least, most = getattr(parameters, low), getattr(parameters, high)
         if least is not None and most is not None and least > most:
             raise Refused(400, f"cannot list traces: {low} ({least}) is beyond {high} ({most})")
+    try:
+        assessments = assessed.parse(items)
+    except assessed.BadFilter as error:
+        raise Refused(400, str(error)) from error
     return TraceFilter(
         start_unix_nano=parameters.start,
         end_unix_nano=parameters.end,
@@ -323,6 +336,7 @@ def _filter(parameters: ListParameters, items: Iterable[tuple[str, str]]) -> Tra
         min_duration_nano=parameters.min_duration,
         max_duration_nano=parameters.max_duration,
         attributes=attributes,
+        assessments=assessments,
     )
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from query import assessed
 from query.model import TraceFilter
 from storage.decode import INT64_MAX, content_rule
 
@@ -108,6 +109,8 @@ def list_sql(filters: TraceFilter) -> tuple[str, dict[str, Any]]:
     if filters.status is not None:
         having.append(_STATUS[filters.status])
     matching = _MATCHING.format(conditions=" AND ".join(conditions)) if conditions else ""
+    for condition in assessed.conditions(filters.assessments, parameters):
+        matching += f"\n        AND {condition}"
     return _LIST.format(matching=matching, having="\n    AND ".join(having)), parameters
 
 

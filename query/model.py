@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from query.assessed import AssessmentFilter
+
 
 class BadCursor(ValueError):
     """The cursor was not made by this list, or belongs to other filters. The message is a whole answer."""
@@ -29,6 +31,8 @@ class TraceFilter:
     min_duration_nano: int | None = None
     max_duration_nano: int | None = None
     attributes: list[tuple[str, str]] = field(default_factory=list)
+    assessments: list[AssessmentFilter] = field(default_factory=list)
+    """Each is met by an assessment of the trace or of one of its spans."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from storage.canonical import CanonicalSql
 from storage.literals import literal
-from storage.vocabulary import CONVENTIONS, Vocabulary
+from storage.vocabulary import CONVENTIONS
 
 WAL_PROTO = Path(__file__).parent.parent / "proto" / "wal.proto"
 
@@ -156,6 +156,7 @@ def _typed(values: str, which: str, *masks: str) -> str:
 
 
 def aliases(columns: dict[str, str]) -> str:
+    """A list of SELECT: alias → expression."""
     return ",\n    ".join(f"{expression} AS {name}" for name, expression in columns.items())
 
 
@@ -321,8 +322,7 @@ def settings() -> str:
 class Decoder:
     """The statement, for one vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        canonical = CanonicalSql(vocabulary)
+    def __init__(self, canonical: CanonicalSql) -> None:
         source = _spans("{path}", canonical.key_codes())
         for step in canonical.steps():
             source = f"SELECT\n    *,\n    {aliases(step)}\nFROM\n(\n{source}\n)"

@@ -11,14 +11,14 @@ from pathlib import Path
 from storage.decode import (
     ATTRIBUTES,
     MEMBERS,
-    VALUE,
     NEAR_DAYS,
     START_MAX_UNIX_NANO,
+    VALUE,
     aliases,
+    content_rule,
     settings,
     tagged,
     unfold,
-    content_rule,
 )
 from storage.literals import literal
 

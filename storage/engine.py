@@ -24,6 +24,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from storage import decode_records
+from storage.canonical import CanonicalSql
 from storage.decode import Decoder
 from storage.errors import DataError, OutOfMemory, QueryTimeout, QueryTooLarge, StoreError, StoreUnavailable
 from storage.literals import literal
@@ -68,7 +69,7 @@ class Engine:
         query_timeout_s: float = 30,
         readers: int = 4,
     ) -> None:
-        self._decoder = Decoder(vocabulary)
+        self._decoder = Decoder(CanonicalSql(vocabulary))
         self.record_loads = 0  # loads of log records: as long as it stands, a tenant without any has none
         self._path = path.absolute()
         try:

@@ -1,4 +1,4 @@
-"""Text as literals of SQL, for statements that are built and not parametrised: what is in them is ours, not a sender's."""
+"""Text as literals of SQL, for statements that are built and not parametrised: what they hold is not a sender's."""
 
 
 def literal(text: str) -> str:

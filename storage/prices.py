@@ -105,8 +105,12 @@ class Prices:
     """Prices by provider, model and time. `overrides` is a TOML file; raises BadPrices."""
 
     def __init__(self, overrides: Path | None) -> None:
-        self._overrides = read_overrides(overrides) if overrides else ()
         self._providers = get_snapshot().providers
+        self.reload(overrides)
+
+    def reload(self, overrides: Path | None) -> None:
+        """Read the overrides again. Raises BadPrices, and then all is as before."""
+        self._overrides = read_overrides(overrides) if overrides else ()
         self._known: dict[tuple[str, str], tuple[tuple[Override, ...], ModelInfo | None]] = {}
         self._rates: dict[int, Rate | None] = {}  # by identity of the package's prices, which live as long as this
 

@@ -123,7 +123,9 @@ def span(
     )
 
 
-def call(trace: int, number: int, parent: int = 0, model: str = "priced-1", sent: int = 100, got: int = 10, **more: Any):
+def call(
+    trace: int, number: int, parent: int = 0, model: str = "priced-1", sent: int = 100, got: int = 10, **more: Any
+):
     """A model call."""
     said = {
         "gen_ai__operation__name": "chat",

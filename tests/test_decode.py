@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from storage import decode
+from storage.canonical import CanonicalSql
 from storage.vocabulary import load
 
 SNAPSHOT = Path(__file__).with_name("snapshots") / "load.sql"
@@ -13,7 +14,8 @@ SNAPSHOT = Path(__file__).with_name("snapshots") / "load.sql"
 def test_the_statement_is_known() -> None:
     """Regenerate with: rm tests/snapshots/load.sql, then run this test twice."""
     proto = decode.engine_proto().replace("\\", "\\\\").replace("'", "\\'")
-    text = decode.Decoder(load()).insert(Path("/wal/segment.wal"), "token").replace(proto, "<proto/wal.proto>") + "\n"
+    statement = decode.Decoder(CanonicalSql(load())).insert(Path("/wal/segment.wal"), "token")
+    text = statement.replace(proto, "<proto/wal.proto>") + "\n"
     if not SNAPSHOT.exists():
         SNAPSHOT.write_text(text)
         pytest.fail(f"{SNAPSHOT.name} was missing and is written now: look at it, then run again")
@@ -21,7 +23,7 @@ def test_the_statement_is_known() -> None:
 
 
 def test_names_of_files_are_quoted() -> None:
-    statement = decode.Decoder(load()).insert(Path("/it's \\ here/{x}.wal"), "it's")
+    statement = decode.Decoder(CanonicalSql(load())).insert(Path("/it's \\ here/{x}.wal"), "it's")
     assert "file('/it\\'s \\\\ here/{x}.wal', 'Protobuf'" in statement
     assert "insert_deduplication_token = 'it\\'s'" in statement
 

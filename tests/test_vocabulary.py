@@ -108,7 +108,7 @@ def test_applying_the_same_vocabulary_again_changes_nothing(store: Store) -> Non
     store.load(bodies)
     before = said(store)
     assert sum(map(bool, before)) > 2000
-    store.engine.command("ALTER TABLE spanhouse.spans UPDATE Canonical = mapUpdate(Canonical, map('user_id', 'wrong'))"
+    store.engine.command("ALTER TABLE spanhouse.spans UPDATE Canonical = mapUpdate(Canonical, map('agent_id', 'wrong'))"
                          " WHERE 1 SETTINGS mutations_sync = 1")  # fmt: skip
     recanonicalize(store.engine, store.vocabulary, "default", ALWAYS)
     assert said(store) == before

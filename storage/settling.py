@@ -1,0 +1,466 @@
+"""Settles traces: works out what each comes to and belongs to, after its spans are stored and whenever that changes.
+
+Runs a thread of its own, nicer than the receivers', which sleeps until something was loaded or somebody touched a
+trace. A trace is settled as a whole, from its spans: docs/decisions/0005-settled-facts.md says why. While a trace still
+grows it waits, the longer the larger it is, so that what it costs does not grow with the square of its size.
+
+What is settled is written down now and then (`settling`), and what is after that is settled again at the next start.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from storage.annotations import TRACES, traces_hex
+from storage.arrivals import OVERLAP_S, Arrival, Arrivals, Kept, Key, Memory
+from storage.deployments import Deployments
+from storage.engine import Engine, yield_to_others
+from storage.errors import DataError, QueryTimeout, QueryTooLarge, StoreError
+from storage.facts import Price
+from storage.loads import Loads
+from storage.settlement import Extent, Imply, Outcome, Settlement
+from storage.vocabulary import Vocabulary
+
+BATCH_TRACES_MAX = 5_000
+BATCH_SPANS_MAX = 60_000
+BATCH_NANO_MAX = 3600 * 1_000_000_000
+"""Traces of a batch begin and end within so long, a single trace aside: its spans are looked for in that time."""
+WAITING_TRACES_MAX = 200_000
+"""When so many wait to be settled, nobody looks for more."""
+WAIT_S_MAX = 60.0
+ROOTLESS_WAIT_S = 6.0
+"""The root is sent last, mostly, and its SDK sends every five seconds."""
+SPANS_PER_WAIT_S = 3_000
+"""A trace of so many spans waits a second; so does one that lasts LENGTH_PER_WAIT_S."""
+LENGTH_PER_WAIT_S = 100
+RETRIES_S = (5.0, 60.0, 600.0, 3600.0)
+"""A touched trace without spans is looked at again after so long: it may have been linked before it was sent."""
+FAILURES_MAX = 3
+NOTE_S = 10.0
+TOUCHED_AT_START_MAX = 100_000
+TOUCH_MARGIN_US = 60_000_000
+
+_EXTENTS = f"""SELECT TraceId, toUnixTimestamp64Nano(min(Start)), toUnixTimestamp64Nano(max(End)), sum(Spans)
+FROM spanhouse.traces
+WHERE TraceId IN {TRACES}
+    AND (Day >= toDate({{first_day:UInt16}}) AND Day <= toDate({{last_day:UInt16}}) OR Day = toDate(0))
+GROUP BY TraceId"""
+_DAY_NANO = 86_400 * 1_000_000_000
+_DAYS_MAX = 65_535  # of a Date
+
+Harvest = Callable[[str, Sequence[bytes], int, int], None]
+"""Called for each batch before it is settled: tenant, trace ids, and the time in which their spans lie."""
+_Load = TypeVar("_Load", bound=Callable[..., Any])
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A trace that is to be settled at `due_s`. Times are monotonic, but for those that say which clock."""
+
+    first_s: float
+    due_s: float
+    sign: int = 0
+    received_unix_s: int | None = None
+    start_unix_nano: int | None = None
+    end_unix_nano: int | None = None
+    touched_unix_us: int | None = None
+    """When somebody touched it: it is settled whether or not it has more spans than before."""
+    tries: int = 0
+
+
+@dataclass(slots=True)
+class _Order:
+    """Traces that somebody waits for to be settled again. They begin between `since` and `until`."""
+
+    tenant: str
+    trace_ids: Sequence[bytes]
+    since_unix_nano: int
+    until_unix_nano: int
+    done: threading.Event = field(default_factory=threading.Event)
+    error: StoreError | None = None
+
+
+class Settler:
+    """Settles what arrives and what is touched, from `start` to `stop`.
+
+    `price` gives the cost of a model call in USD, or None. `interval_s` is the least time between two rounds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        deployments: Deployments,
+        price: Price,
+        *,
+        interval_s: float = 2.0,
+        trace_spans_max: int = 200_000,
+    ) -> None:
+        self._engine = engine
+        self._deployments = deployments
+        self._interval_s = interval_s
+        self._harvest: Harvest | None = None
+        self.settlement = Settlement(engine, vocabulary, deployments, price, trace_spans_max=trace_spans_max)
+        self._memory = Memory()
+        noted = engine.rows(
+            "SELECT toUnixTimestamp(Received), toUnixTimestamp64Micro(Touched) FROM spanhouse.settling FINAL"
+        )
+        received_unix_s, touched_us = noted[0] if noted else (_lately(engine), 0)
+        self._noted_touched_us: int = touched_us
+        self._arrivals = Arrivals(engine, max(received_unix_s - OVERLAP_S, 0), deployments.services, self._linking)
+        self._waiting: dict[Key, _Waiting] = {}
+        self._touched: dict[Key, int] = {}
+        self._orders: list[_Order] = []
+        self._loads = Loads()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._more = True
+        self._working = True
+        self._noted_s = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="settling", daemon=True)
+        self.settled_traces = 0
+        """Traces settled since the start, each time counted."""
+        self.failures = 0
+        """Rounds and traces that could not be settled."""
+
+    @property
+    def waiting_traces(self) -> int:
+        """Traces that are to be settled."""
+        return len(self._waiting) + len(self._touched)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was loaded and touched is settled, what has no spans yet aside."""
+        if self._working or self._more or self._touched or self._orders:
+            return False
+        return all(waiting.tries for waiting in list(self._waiting.values()))
+
+    def start(self, harvest: Harvest | None = None, imply: Imply | None = None) -> None:
+        """Begin to settle. `harvest` is called for each batch before; `imply` adds to a trace's links."""
+        self._harvest = harvest
+        if imply is not None:
+            self.settlement.imply = imply
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 30) -> None:
+        """End after the batch in hand. What was not settled is settled after the next start."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            logger.warning("cannot stop the settling within %.1f s: a batch is still running", timeout_s)
+
+    def watched(self, load: _Load) -> _Load:
+        """The same load, but the settling knows when it runs and when it succeeded. All loads must go through it."""
+
+        def watching(*arguments: Any, **named: Any) -> Any:
+            self._loads.begin()
+            sound = False
+            try:
+                result = load(*arguments, **named)
+                sound = True
+            except DataError:  # of such a load nothing is stored
+                sound = True
+                raise
+            finally:
+                self._loads.end(sound=sound)
+            self._more = True
+            self._wake.set()
+            return result
+
+        return watching  # type: ignore[return-value]
+
+    def touch(self, tenant: str, trace_ids: Iterable[bytes]) -> None:
+        """Settle these traces soon: what is said about them changed, and that is stored. From any thread."""
+        now_us = time.time_ns() // 1000
+        with self._lock:
+            for trace_id in trace_ids:
+                self._touched.setdefault((tenant, trace_id), now_us)
+        self._wake.set()
+
+    def settle_again(self, tenant: str, trace_ids: Sequence[bytes], since_unix_nano: int, until_unix_nano: int) -> None:
+        """Settle these traces, which begin in that time, whether or not anything changed; come back when it is done.
+
+        For other threads than this one's, with a few thousand traces at a time. Raises StoreError, and Stopped if the
+        settling ends before.
+        """
+        order = _Order(tenant, trace_ids, since_unix_nano, until_unix_nano)
+        with self._lock:
+            self._orders.append(order)
+        self._wake.set()
+        while not order.done.wait(0.5):
+            if not self._thread.is_alive():
+                raise Stopped("cannot settle: the program is stopping")
+        if order.error is not None:
+            raise order.error
+
+    # The thread
+
+    def _run(self) -> None:
+        yield_to_others()
+        self._touch_since_noted()
+        while not self._stop.is_set():
+            began_s = time.monotonic()
+            self._working = True
+            try:
+                self._round()
+            except StoreError as error:
+                self.failures += 1
+                logger.warning("cannot settle traces, will try again: %s", error)
+            except Exception:
+                self.failures += 1
+                logger.exception("cannot settle traces, will try again")
+            self._working = False
+            if time.monotonic() - self._noted_s > NOTE_S:
+                self._note()
+            # However much arrives, most of the time is left to others.
+            spent_s = time.monotonic() - began_s
+            if not self._stop.wait(max(self._interval_s, spent_s) if not self._orders else 0):
+                self._wake.wait(self._sleep_s())
+                self._wake.clear()
+        self._note()
+
+    def _sleep_s(self) -> float | None:
+        """Until the next trace is due; None if none waits."""
+        if self._more or self._touched or self._orders:
+            return 0
+        due_s = min((waiting.due_s for waiting in self._waiting.values()), default=None)
+        return None if due_s is None else max(due_s - time.monotonic(), 0)
+
+    def _round(self) -> None:
+        """Look for what arrived, settle what is due, and what others wait for."""
+        self._take_touched()
+        if self._more and len(self._waiting) < WAITING_TRACES_MAX:
+            self._look()
+        now_s = time.monotonic()
+        due: dict[str, list[bytes]] = {}
+        for (tenant, trace_id), waiting in self._waiting.items():
+            if waiting.due_s <= now_s:
+                due.setdefault(tenant, []).append(trace_id)
+        for tenant, trace_ids in due.items():
+            for at in range(0, len(trace_ids), BATCH_TRACES_MAX):
+                if self._stop.is_set():
+                    return
+                self._settle_due(tenant, trace_ids[at : at + BATCH_TRACES_MAX])
+        self._serve_order()
+
+    def _look(self) -> None:
+        """Take what arrived into those that wait."""
+        position = self._arrivals.position_unix_s
+        self._more, looked = False, False
+        try:
+            found, more = self._arrivals.look(self._memory)
+            # Of a load that is not over, the traces may be readable and their spans not.
+            looked = self._loads.wait(self._stop)
+        finally:
+            if not looked:
+                self._arrivals.position_unix_s = position
+                self._more = True
+        if not looked:
+            return
+        self._more |= more
+        now_s = time.monotonic()
+        for arrival in found:
+            self._arrived(arrival, now_s)
+
+    def _arrived(self, arrival: Arrival, now_s: float) -> None:
+        waiting = self._waiting.get(arrival.key)
+        if waiting is None:
+            waiting = self._waiting[arrival.key] = _Waiting(now_s, now_s)
+        elif waiting.sign == arrival.sign:
+            return
+        waiting.sign = arrival.sign
+        waiting.received_unix_s = min(waiting.received_unix_s or arrival.received_unix_s, arrival.received_unix_s)
+        waiting.start_unix_nano = min(waiting.start_unix_nano or arrival.start_unix_nano, arrival.start_unix_nano)
+        waiting.end_unix_nano = max(waiting.end_unix_nano or 0, arrival.end_unix_nano)
+        if waiting.touched_unix_us is None:
+            waiting.due_s = min(now_s + self._pause_s(arrival), waiting.first_s + WAIT_S_MAX)
+
+    def _pause_s(self, arrival: Arrival) -> float:
+        """How long to wait for more of a trace: the longer, the more it costs to settle it again."""
+        kept = self._memory.get(arrival.key)
+        spans = arrival.spans + (kept.rows if kept else 0)
+        length_s = (arrival.end_unix_nano - arrival.start_unix_nano) / 1e9
+        again_s = spans / SPANS_PER_WAIT_S + length_s / LENGTH_PER_WAIT_S
+        return min(again_s if arrival.rooted or kept else max(again_s, ROOTLESS_WAIT_S), WAIT_S_MAX)
+
+    def _take_touched(self) -> None:
+        with self._lock:
+            touched, self._touched = self._touched, {}
+        now_s = time.monotonic()
+        for key, touched_us in touched.items():
+            waiting = self._waiting.setdefault(key, _Waiting(now_s, now_s))
+            waiting.touched_unix_us = min(waiting.touched_unix_us or touched_us, touched_us)
+            waiting.due_s, waiting.tries = now_s, 0
+
+    # Settling
+
+    def _settle_due(self, tenant: str, trace_ids: Sequence[bytes]) -> None:
+        """Settle those of the traces of which there is more than before, and those that were touched."""
+        known = [self._waiting[tenant, trace_id] for trace_id in trace_ids]
+        starts = [one.start_unix_nano for one in known if one.start_unix_nano is not None]
+        bounds = (min(starts), max(one.end_unix_nano or 0 for one in known)) if len(starts) == len(known) else None
+        extents = self._extents(tenant, trace_ids, bounds)
+        changed = []
+        for trace_id in trace_ids:
+            key = (tenant, trace_id)
+            waiting, kept, extent = self._waiting[key], self._memory.get(key), extents.get(trace_id)
+            touched = waiting.touched_unix_us is not None
+            if extent is None:
+                self._without_spans(key, waiting)
+            elif kept is not None and kept.rows == extent[2] and not touched:
+                self._memory.put(key, Kept(waiting.sign, kept.rows, kept.written))
+                del self._waiting[key]
+            else:
+                changed.append(Extent(trace_id, *extent, kept.written if kept else None, touched))
+        for batch in _batches(changed):
+            if self._stop.is_set():
+                return
+            for settled, outcome in self._settle(tenant, batch):
+                waiting = self._waiting.pop((tenant, settled.trace_id))
+                self._memory.put((tenant, settled.trace_id), Kept(waiting.sign, outcome.rows, outcome.written))
+
+    def _without_spans(self, key: Key, waiting: _Waiting) -> None:
+        if waiting.touched_unix_us is None or waiting.tries == len(RETRIES_S):
+            del self._waiting[key]
+            return
+        waiting.due_s = time.monotonic() + RETRIES_S[waiting.tries]
+        waiting.tries += 1
+        waiting.touched_unix_us = max(waiting.touched_unix_us, time.time_ns() // 1000)  # it need not be noted any more
+
+    def _extents(
+        self, tenant: str, trace_ids: Sequence[bytes], bounds: tuple[int, int] | None
+    ) -> dict[bytes, tuple[int, int, int]]:
+        """Start, end and stored spans of traces; `bounds` are times near all of them, if they are known."""
+        first, last = (bounds[0] // _DAY_NANO - 2, bounds[1] // _DAY_NANO + 2) if bounds else (0, _DAYS_MAX)
+        asked = {
+            "traces": traces_hex(trace_ids),
+            "first_day": max(first, 0),
+            "last_day": min(last, _DAYS_MAX),
+        }
+        columns = self._engine.read(tenant, _EXTENTS, asked)
+        return {trace_id: (start, end, spans) for trace_id, start, end, spans in zip(*columns, strict=True)}
+
+    def _settle(self, tenant: str, batch: Sequence[Extent]) -> list[tuple[Extent, Outcome]]:
+        """Settle a batch, in halves where it is too much for the store. What cannot be settled is left as it is."""
+        done: list[tuple[Extent, Outcome]] = []
+        parts = [batch]
+        while parts:
+            part = parts.pop()
+            since = min(extent.start_unix_nano for extent in part)
+            until = max(extent.end_unix_nano for extent in part)
+            try:
+                if self._harvest is not None:
+                    self._harvest(tenant, [extent.trace_id for extent in part], since, until)
+                outcomes = self.settlement.settle(tenant, part, self._memory.complete_since_unix_s)
+            except (QueryTooLarge, QueryTimeout) as error:
+                if len(part) > 1:
+                    parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+                    continue
+                self.failures += 1
+                logger.error("cannot settle trace %s of tenant %s: %s", part[0].trace_id.hex(), tenant, error)
+                outcomes = {}
+            self.settled_traces += len(outcomes)
+            done += [
+                (extent, outcomes.get(extent.trace_id) or Outcome(extent.spans, extent.written is not False, new=True))
+                for extent in part
+            ]
+        return done
+
+    def _serve_order(self) -> None:
+        """Settle what the first of the others waits for."""
+        with self._lock:
+            if not self._orders:
+                return
+            order = self._orders.pop(0)
+        try:
+            bounds = (order.since_unix_nano, order.until_unix_nano)
+            found = self._extents(order.tenant, order.trace_ids, bounds)
+            kept = {trace_id: self._memory.get((order.tenant, trace_id)) for trace_id in found}
+            extents = [
+                Extent(trace_id, *found[trace_id], one.written if (one := kept[trace_id]) else True, touched=False)
+                for trace_id in found
+            ]
+            for batch in _batches(extents):
+                for extent, outcome in self._settle(order.tenant, batch):
+                    one = kept[extent.trace_id]
+                    if one or (outcome.new and outcome.written):
+                        sign = one.sign if one else 0
+                        self._memory.put((order.tenant, extent.trace_id), Kept(sign, outcome.rows, outcome.written))
+        except StoreError as error:
+            order.error = error
+        finally:
+            order.done.set()
+
+    def _linking(self, tenant: str, origins: Iterable[int]) -> dict[int, bool]:
+        return self.settlement.links_by_origin(tenant, origins)
+
+    # Over restarts
+
+    def _touch_since_noted(self) -> None:
+        """Touch the traces that were changed after the last note."""
+        since_us = max(self._noted_touched_us - TOUCH_MARGIN_US, 0)
+        changed = " UNION DISTINCT ".join(
+            f"SELECT toString(Tenant), TraceId FROM spanhouse.{table}"
+            f" WHERE Updated >= fromUnixTimestamp64Micro({since_us})"
+            for table in ("explicit_links", "assessments")
+        )
+        try:
+            for tenant, trace_id in self._engine.rows(f"{changed} LIMIT {TOUCHED_AT_START_MAX}"):
+                self.touch(tenant, [trace_id])
+        except StoreError as error:
+            self.failures += 1
+            logger.error("cannot look for links and assessments of before the start: %s", error)
+
+    def _note(self) -> None:
+        """Write down how far everything is settled."""
+        self._noted_s = time.monotonic()
+        arrived = [one.received_unix_s for one in self._waiting.values() if one.received_unix_s is not None]
+        touched = [one.touched_unix_us for one in self._waiting.values() if one.touched_unix_us is not None]
+        with self._lock:
+            touched += self._touched.values()
+        now_us = time.time_ns() // 1000
+        received_unix_s = min([self._arrivals.position_unix_s, *arrived])
+        try:
+            self._engine.insert(
+                "settling",
+                ("Id", "Received", "Touched", "Updated"),
+                [(1, max(received_unix_s, 0), min([now_us, *touched]), now_us)],
+            )
+        except StoreError as error:
+            logger.warning("cannot note how far the settling is: %s", error)
+
+
+class Stopped(StoreError):
+    """The settling ended before it was done."""
+
+
+def _batches(extents: Iterable[Extent]) -> list[list[Extent]]:
+    """Extents in batches of traces that lie near each other in time."""
+    batches: list[list[Extent]] = []
+    spans, end = 0, 0
+    for extent in sorted(extents, key=lambda extent: extent.start_unix_nano):
+        spans += extent.spans
+        end = max(end, extent.end_unix_nano)
+        batch = batches[-1] if batches else []
+        if (
+            not batch
+            or len(batch) >= BATCH_TRACES_MAX
+            or spans > BATCH_SPANS_MAX
+            or end - batch[0].start_unix_nano > BATCH_NANO_MAX
+        ):
+            batches.append([])
+            spans, end = extent.spans, extent.end_unix_nano
+        batches[-1].append(extent)
+    return batches
+
+
+def _lately(engine: Engine) -> int:
+    """Ten minutes before the last arrival: what a store without facts held before, relink settles."""
+    return max(int(engine.rows("SELECT toUnixTimestamp(max(traces.Received)) FROM spanhouse.traces")[0][0]) - 600, 0)
