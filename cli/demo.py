@@ -2,7 +2,8 @@
 
 A customer was charged twice. A triage agent hands over to a billing agent in another service; its refund tool fails
 once and is tried again. Times are given to the SDK, so that seven seconds of conversation take none to send. Names are
-those of the GenAI semantic conventions. Runs on the caller's thread; the SDK's exporter has one of its own.
+those of the GenAI semantic conventions; resources say the run and the model version, model calls their prompt. Runs on
+the caller's thread; the SDK's exporter has one of its own.
 """
 
 import json
@@ -26,11 +27,16 @@ from cli.client import Trouble
 
 CONVERSATION = "chat-20c4"
 CONVERSATION_MS = 7200
+RUN = "nightly-214"
+BOT, BOT_VERSION = "support-bot", "4"
+PROMPT_VERSIONS = {"triage": "3", "billing": "7"}
 MODEL = "claude-sonnet-4-5"
 EXPORT_TIMEOUT_S = 5
 
-TRIAGE = "You are the first to read what a customer writes. Answer yourself or hand over to: billing, shipping."
-BILLING = "You are the billing agent. Look before you act. Refund only what was charged twice."
+PROMPTS = {
+    "triage": "You are the first to read what a customer writes. Answer yourself or hand over to: billing, shipping.",
+    "billing": "You are the billing agent. Look before you act. Refund only what was charged twice.",
+}
 QUESTION = "Hi, I was charged twice for order 8841. Can I have one of them back?"
 ANSWER = (
     "You are right, and I am sorry: invoice 8841 was charged twice on 3 November. I have sent EUR 49.00 back to your "
@@ -106,6 +112,9 @@ def _provider(exporter: SpanExporter, service: str, version: str) -> TracerProvi
             "service.version": version,
             "service.instance.id": f"{service}-5d9f",
             "deployment.environment.name": "demo",
+            "run.id": RUN,
+            "model.name": BOT,
+            "model.version": BOT_VERSION,
         }
     )
     provider = TracerProvider(resource=resource, sampler=ALWAYS_ON, shutdown_on_exit=False)
@@ -140,10 +149,10 @@ class _Conversation:
         hand_over = [_call("call_1", "hand_over", {"to": "billing", "why": "charged twice"})]
         told = [*ask, *hand_over, _result("call_1", DONE)]
         with self._agent(self._desk, "triage", (12, 7170), (1062, 117)):
-            self._chat(self._desk, "gpt-5-mini", (20, 890), (318, 24), TRIAGE, asked=ask, answered=hand_over)
+            self._chat(self._desk, "gpt-5-mini", (20, 890), (318, 24), "triage", asked=ask, answered=hand_over)
             self._call_billing()
             answer = [_message("assistant", ANSWER)]
-            self._chat(self._desk, "gpt-5-mini", (6260, 7160), (744, 93), TRIAGE, asked=told, answered=answer)
+            self._chat(self._desk, "gpt-5-mini", (6260, 7160), (744, 93), "triage", asked=told, answered=answer)
 
     def _call_billing(self) -> None:
         attributes = {
@@ -177,12 +186,12 @@ class _Conversation:
     def _bill(self) -> None:
         turns = [_message("user", f"{QUESTION} (handed over by triage: charged twice)")]
         look = _call("toolu_1", "look_up_invoice", {"invoice": 8841})
-        self._chat(self._billing, MODEL, (940, 2105), (1211, 58), BILLING, asked=turns, answered=[look])
+        self._chat(self._billing, MODEL, (940, 2105), (1211, 58), "billing", asked=turns, answered=[look])
         with self._tool("look_up_invoice", "toolu_1", (2110, 2290), {"invoice": 8841}, result=INVOICE):
             self._query((2118, 2281))
         turns += [look, _result("toolu_1", INVOICE)]
         refund = _call("toolu_2", "issue_refund", REFUND)
-        self._chat(self._billing, MODEL, (2300, 3420), (1480, 71), BILLING, asked=turns, answered=[refund])
+        self._chat(self._billing, MODEL, (2300, 3420), (1480, 71), "billing", asked=turns, answered=[refund])
 
         with self._tool("issue_refund", "toolu_2", (3430, 4440), REFUND) as failed:
             self._pay((3436, 4437), None)
@@ -193,7 +202,7 @@ class _Conversation:
 
         turns += [refund, _result("toolu_2", REFUNDED)]
         done = [_message("assistant", DONE)]
-        self._chat(self._billing, MODEL, (5000, 6200), (1715, 105), BILLING, asked=turns, answered=done)
+        self._chat(self._billing, MODEL, (5000, 6200), (1715, 105), "billing", asked=turns, answered=done)
 
     def _query(self, at: tuple[int, int]) -> None:
         attributes = {
@@ -240,7 +249,7 @@ class _Conversation:
         model: str,
         at: tuple[int, int],
         tokens: tuple[int, int],
-        instructions: str,
+        prompt: str,
         *,
         asked: Sequence[object],
         answered: Sequence[dict[str, Any]],
@@ -258,7 +267,9 @@ class _Conversation:
             "gen_ai.response.finish_reasons": ["tool_call" if calls_tool else "stop"],
             "gen_ai.usage.input_tokens": tokens[0],
             "gen_ai.usage.output_tokens": tokens[1],
-            "gen_ai.system_instructions": json.dumps([{"type": "text", "content": instructions}]),
+            "gen_ai.prompt.name": prompt,
+            "gen_ai.prompt.version": PROMPT_VERSIONS[prompt],
+            "gen_ai.system_instructions": json.dumps([{"type": "text", "content": PROMPTS[prompt]}]),
             "gen_ai.input.messages": json.dumps(asked),
             "gen_ai.output.messages": json.dumps(answered),
         }

@@ -36,14 +36,16 @@ _CONTENT = (
     ("in", ("gen_ai.input.messages", "gen_ai.tool.call.arguments", "input.value")),
     ("out", ("gen_ai.output.messages", "gen_ai.tool.call.result", "output.value")),
 )
-_MODEL = ("gen_ai.response.model", "gen_ai.request.model", "llm.model_name")
-_TOKENS_IN = ("gen_ai.usage.input_tokens", "llm.token_count.prompt", "gen_ai.usage.prompt_tokens")
-_TOKENS_OUT = ("gen_ai.usage.output_tokens", "llm.token_count.completion", "gen_ai.usage.completion_tokens")
+_MODEL = ("response_model", "request_model")
+_BELONGS_TO = (("model_version", "model"), ("run", "run"), ("session", "session"))
+"""Links that the head names: in the answer, and for a person."""
 
 
 def draw_trace(console: Console, trace: Mapping[str, Any], *, spans_max: int) -> None:
     """Draw the answer of `GET /api/v1/traces/{trace_id}?format=flat`, at most `spans_max` of its spans."""
     console.print(_head(trace, console.width), soft_wrap=True)
+    if about := _about(trace):
+        console.print(about, soft_wrap=True)
     rows = [_row(branch) for branch in islice(_branches(trace["spans"]), spans_max)]
     whole = _Whole(console, rows, int(trace["start_time_unix_nano"]), int(trace["duration_nano"]))
     for row in rows:
@@ -136,6 +138,23 @@ def _head(trace: Mapping[str, Any], width: int) -> Text:
     return head.append("  " if head.cell_len + 2 + said.cell_len <= width else "\n").append(said)
 
 
+def _about(trace: Mapping[str, Any]) -> Text:
+    """What the trace belongs to and what it spent; empty if neither is known."""
+    facts = []
+    for name, word in _BELONGS_TO:
+        if link := trace["links"].get(name):
+            others = len(link.get("others", ()))
+            what = " ".join(filter(None, (link.get("name", link.get("id")), link.get("version"))))
+            more = f" and {others} more" if others else ""
+            facts.append(Text.assemble((f"{word} ", "dim"), (_plain(what), "green"), (more, "dim")))
+    usage = trace["usage"]
+    if usage["total_tokens"]:
+        facts.append(Text(f"{usage['input_tokens']}→{usage['output_tokens']} tokens", "magenta"))
+    if usage["cost_usd"] is not None:
+        facts.append(Text(_cost(usage["cost_usd"])))
+    return Text("  ").join(facts)
+
+
 @dataclass(frozen=True, slots=True)
 class _Branch:
     """A span and its place in the drawing: the guides to its left, without and below its own name."""
@@ -161,20 +180,20 @@ class _Row:
 
 
 def _row(branch: _Branch) -> _Row:
-    span, attributes = branch.span, branch.span["attributes"]
+    span = branch.span
     failed = span["status"]["code"] == "error"
     name = (
         Text()
         .append(branch.guides, "dim")
         .append(_plain(span["name"]) or "(no name)", "bold red" if failed else "bold")
     )
-    model = _first(attributes, _MODEL)
-    if model and str(model) not in span["name"]:
+    model = _first(span["canonical"], _MODEL)
+    if model and model not in span["name"]:
         name.append(f" {_plain(model)}", "green")
     return _Row(
         name,
         Text(_plain(span["service"]), "cyan"),
-        Text(_tokens(attributes), "magenta"),
+        _tokens(span),
         Text(_duration(int(span["duration_nano"]))),
         int(span["start_time_unix_nano"]),
         int(span["end_time_unix_nano"]),
@@ -317,11 +336,15 @@ def _warnings(integrity: Mapping[str, Any]) -> Iterator[str]:
         yield "the trace has more spans than the server gives in one answer"
 
 
-def _tokens(attributes: Mapping[str, Any]) -> str:
-    asked, answered = _first(attributes, _TOKENS_IN), _first(attributes, _TOKENS_OUT)
+def _tokens(span: Mapping[str, Any]) -> Text:
+    """What the span says, dim where it only repeats what other spans spent."""
+    asked, answered = (span["canonical"].get(field) for field in ("input_tokens", "output_tokens"))
     if asked is None and answered is None:
-        return ""
-    return f"{'?' if asked is None else asked}→{'?' if answered is None else answered}"
+        return Text()
+    counts = span["usage"] is not None and span["usage"]["counts"]
+    return Text(
+        f"{'?' if asked is None else asked}→{'?' if answered is None else answered}", "magenta" if counts else "dim"
+    )
 
 
 def _first(attributes: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -345,6 +368,13 @@ def _duration(nanoseconds: int) -> str:
             digits = 0 if amount >= 99.95 else 1 if amount >= 9.995 else 2
             return f"{sign}{amount:.{digits}f} {unit}"
     return f"{sign}{left} ns"
+
+
+def _cost(usd: float) -> str:
+    """Cents; for small sums hundredths of them."""
+    if 0 < usd < 0.0001:
+        return "<$0.0001"
+    return f"${usd:.4f}" if 0 < usd < 1 else f"${usd:,.2f}"
 
 
 def _moment(unix_nano: int) -> str:

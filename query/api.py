@@ -6,7 +6,6 @@ are busy. A trace is streamed: what can fail (its read, its tree) happens before
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -15,16 +14,16 @@ from itertools import chain
 from typing import Annotated, Any, Literal, Protocol
 
 import orjson
-from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import BaseModel, Field
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Message, Send
 
 from query import answers, assessed, otlp, trace_json
 from query.errors import RETRY_AFTER, Refused, error_response, install
 from query.model import BadCursor, TraceFilter, TracePage, TraceSummary
-from query.parameters import duration_nano, time_unix_nano
+from query.parameters import DURATION_FORMATS, TIME_FORMATS, Duration, Tenant, Time, TraceId, only_known
 from query.spending import Price
 from query.tree import build
 from storage.spans import Span
@@ -105,27 +104,6 @@ def create_app(
 # Parameters
 
 
-def _trace_id(text: str) -> bytes:
-    if not re.fullmatch(r"[0-9a-fA-F]{32}", text):
-        other = "" if re.fullmatch(r"[0-9a-fA-F]*", text) else " characters that are not all hex digits"
-        raise ValueError(f"a trace id has 32 hex digits, and this has {len(text)}{other}")
-    return bytes.fromhex(text)
-
-
-_TIME_FORMATS = "RFC 3339, relative to now (`-1h`, `now-15m`, `now`), or integer nanoseconds since 1970."
-_DURATION_FORMATS = "`250ms`, `1.5s`, `1h30m`, or integer nanoseconds."
-Time = Annotated[
-    int,
-    BeforeValidator(time_unix_nano),
-    WithJsonSchema({"type": "string", "examples": ["2026-01-31T12:00:00Z", "-1h", "1764000000000000000"]}),
-]
-Duration = Annotated[
-    int,
-    BeforeValidator(duration_nano),
-    WithJsonSchema({"type": "string", "examples": ["250ms", "1.5s", "250000000"]}),
-]
-
-
 class TraceParameters(BaseModel):
     """Query parameters of one trace."""
 
@@ -140,8 +118,8 @@ class TraceParameters(BaseModel):
 class ListParameters(BaseModel):
     """Query parameters of the trace list, besides attr.<key>."""
 
-    start: Time | None = Field(None, description=f"Traces that start at this time or later. {_TIME_FORMATS}")
-    end: Time | None = Field(None, description=f"Traces that start before this time. {_TIME_FORMATS}")
+    start: Time | None = Field(None, description=f"Traces that start at this time or later. {TIME_FORMATS}")
+    end: Time | None = Field(None, description=f"Traces that start before this time. {TIME_FORMATS}")
     service: str | None = Field(None, description="Service name of a span.")
     name: str | None = Field(None, description="Name of that same span.")
     status: Literal["error", "ok", "unset"] | None = Field(
@@ -149,8 +127,8 @@ class ListParameters(BaseModel):
         description="`error`: that same span has the status ERROR. `ok`: no span of the trace has ERROR, and at least "
         "one has OK. `unset`: no span of the trace has ERROR or OK.",
     )
-    min_duration: Duration | None = Field(None, description=f"The whole trace takes at least this. {_DURATION_FORMATS}")
-    max_duration: Duration | None = Field(None, description=f"The whole trace takes at most this. {_DURATION_FORMATS}")
+    min_duration: Duration | None = Field(None, description=f"The whole trace takes at least this. {DURATION_FORMATS}")
+    max_duration: Duration | None = Field(None, description=f"The whole trace takes at most this. {DURATION_FORMATS}")
     limit: int = Field(50, ge=1, le=1000, description="Traces on a page.")
     cursor: str | None = Field(None, max_length=4096, description="`next_cursor` of the page before, same filters.")
 
@@ -172,34 +150,6 @@ _ASSESSMENT_PARAMETER = {
     "the trace, or of one of its spans, has this value.",
     "schema": {"type": "string"},
 }
-
-
-def _only_known(parameters: type[BaseModel], *prefixes: str) -> Callable[[Request], None]:
-    """Refuse a misspelt filter: an answer to another question would look like an answer to this one."""
-    known = [*parameters.model_fields, *(f"{prefix}<key>" for prefix in prefixes)]
-
-    def check(request: Request) -> None:
-        seen: set[str] = set()
-        for name, _ in request.query_params.multi_items():
-            if name.startswith(prefixes) and name not in prefixes:
-                continue
-            if name not in parameters.model_fields:
-                raise Refused(
-                    400,
-                    f"cannot take the query parameter {name[:200]!r}: this path knows {', '.join(known)}",
-                    known=known,
-                )
-            if name in seen:
-                raise Refused(400, f"cannot take the query parameter {name!r} twice")
-            seen.add(name)
-
-    return check
-
-
-Tenant = Annotated[
-    str,
-    Header(alias="x-spanhouse-tenant", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Whose traces."),
-]
 
 
 # Paths
@@ -232,16 +182,11 @@ def _traces(
                 "content": {"application/x-protobuf": {"schema": {"type": "string", "format": "binary"}}},
             }
         },
-        dependencies=[Depends(_only_known(TraceParameters)), Depends(slot)],
+        dependencies=[Depends(only_known(TraceParameters)), Depends(slot)],
     )
     def trace(
         request: Request,
-        trace_id: Annotated[
-            bytes,
-            Path(description="32 hex digits.", examples=["5b8efff798038103d269b633813fc60c"]),
-            BeforeValidator(_trace_id),
-            WithJsonSchema({"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}),
-        ],
+        trace_id: TraceId,
         parameters: Annotated[TraceParameters, Query()],
         tenant: Tenant = "default",
     ) -> Response:
@@ -262,7 +207,7 @@ def _traces(
         "/traces",
         summary="A list of traces, newest first",
         response_model=answers.TraceList,
-        dependencies=[Depends(_only_known(ListParameters, ATTRIBUTE_PREFIX, assessed.PREFIX))],
+        dependencies=[Depends(only_known(ListParameters, ATTRIBUTE_PREFIX, assessed.PREFIX))],
         openapi_extra={"parameters": [_ATTRIBUTE_PARAMETER, _ASSESSMENT_PARAMETER]},
     )
     def list_traces(

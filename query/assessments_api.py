@@ -4,10 +4,9 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Depends, Path, Query, Response
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import BaseModel, Field
 
 from query import answers
-from query.api import Tenant, Time, _only_known, _trace_id
 from query.assessed import Assessed, SummaryFilter
 from query.assessment_answers import (
     AssessmentAnswer,
@@ -23,15 +22,10 @@ from query.assessment_answers import (
 )
 from query.bodies import JsonRoute
 from query.errors import Refused
+from query.parameters import Tenant, Time, TraceId, only_known
 from storage import assessments as kept
 from storage.assessments import Assessment
 
-TraceId = Annotated[
-    bytes,
-    Path(description="32 hex digits. The trace need not have come yet.", examples=["5b8efff798038103d269b633813fc60c"]),
-    BeforeValidator(_trace_id),
-    WithJsonSchema({"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}),
-]
 Id = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:-]{1,250}$", description="Id of an assessment of this trace.")]
 
 
@@ -64,7 +58,7 @@ def router(assessments: kept.Assessments, assessed: Assessed) -> APIRouter:
         route_class=JsonRoute,
         responses=failures,
     )
-    bare = [Depends(_only_known(NoParameters))]
+    bare = [Depends(only_known(NoParameters))]
 
     @routes.get(
         "/traces/{trace_id}/assessments",
@@ -149,7 +143,7 @@ def router(assessments: kept.Assessments, assessed: Assessed) -> APIRouter:
         "/assessments/summary",
         summary="Assessments by name",
         response_model=AssessmentSummaries,
-        dependencies=[Depends(_only_known(SummaryParameters))],
+        dependencies=[Depends(only_known(SummaryParameters))],
     )
     def summary(parameters: Annotated[SummaryParameters, Query()], tenant: Tenant = "default") -> Response:
         """How many, their mean, and their labels. Without times, those of traces that have not come count, too."""

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from query import answers, compare, gate
-from query.api import Tenant, Time
 from query.compare import Measures, measure, side
 from query.comparison import Comparison, Sample, Side, Wanted
 from query.errors import Refused
+from query.parameters import Tenant, Time, only_known
 
 VERSIONED = ("model", "agent", "prompt")
 TRACES_DEFAULT, TRACES_MAX = 20_000, 50_000
@@ -138,7 +138,7 @@ def router(reader: SampleReader, write_tags: WriteTags | None) -> APIRouter:
         "/models/{name:path}/compare",
         summary="Two versions of a model side by side",
         response_model=Comparison,
-        dependencies=[Depends(_only_known(CompareParameters))],
+        dependencies=[Depends(only_known(CompareParameters))],
     )
     def compare_versions(
         name: Name, parameters: Annotated[CompareParameters, Query()], tenant: Tenant = "default"
@@ -150,7 +150,7 @@ def router(reader: SampleReader, write_tags: WriteTags | None) -> APIRouter:
         "/compare",
         summary="Two runs, or two versions of anything, side by side",
         response_model=Comparison,
-        dependencies=[Depends(_only_known(CompareAnyParameters))],
+        dependencies=[Depends(only_known(CompareAnyParameters))],
     )
     def compare_any(parameters: Annotated[CompareAnyParameters, Query()], tenant: Tenant = "default") -> Response:
         """As for a model: `entity=run&baseline=<run id>&candidate=<run id>`, `entity=prompt&id=<name>&baseline=1&…`."""
@@ -164,7 +164,7 @@ def router(reader: SampleReader, write_tags: WriteTags | None) -> APIRouter:
         verdict = gate.judge(before, after, b, c, limits)
         return GateAnswer(name, verdict.verdict, verdict.reason, verdict.checks, before, after, None)
 
-    checks = [Depends(_only_known(GateParameters, MIN_SCORE, MAX_SCORE_DROP))]
+    checks = [Depends(only_known(GateParameters, MIN_SCORE, MAX_SCORE_DROP))]
     more = {"parameters": _SCORE_PARAMETERS}
 
     @routes.get(
@@ -285,25 +285,6 @@ def _written_back(answer: GateAnswer, write_tags: WriteTags) -> GateAnswer:
     }
     problem = write_tags("model", answer.model, answer.candidate.version, tags)
     return replace(answer, written_back=WrittenBack(problem is None, problem or ""))
-
-
-def _only_known(parameters: type[BaseModel], *prefixes: str) -> Callable[[Request], None]:
-    """Refuse a misspelt limit: a gate that leaves it out would pass what it should not."""
-    known = [*parameters.model_fields, *(f"{prefix}<name>" for prefix in prefixes)]
-
-    def check(request: Request) -> None:
-        names = [name for name, _ in request.query_params.multi_items()]
-        for name in names:
-            if name not in parameters.model_fields and not any(name.startswith(p) and name != p for p in prefixes):
-                raise Refused(
-                    400,
-                    f"cannot take the query parameter {name[:200]!r}: this path knows {', '.join(known)}",
-                    known=known,
-                )
-            if names.count(name) > 1:
-                raise Refused(400, f"cannot take the query parameter {name[:200]!r} twice")
-
-    return check
 
 
 def _title(of: Side) -> str:

@@ -12,10 +12,10 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from query import answers, entity_answers
-from query.api import _TIME_FORMATS, Tenant, Time, _only_known
 from query.entities import Entities, Entity
 from query.errors import Refused
 from query.model import BadCursor
+from query.parameters import TIME_FORMATS, Tenant, Time, only_known
 from storage.decode import INT64_MAX
 
 LIST_DAYS = 30
@@ -54,7 +54,7 @@ class ListParameters(BaseModel):
     start: Time | None = Field(
         None, description=f"Traces that start at this time or later; {LIST_DAYS} days before `end` if it is not given."
     )
-    end: Time | None = Field(None, description=f"Traces that start before this time; now if not given. {_TIME_FORMATS}")
+    end: Time | None = Field(None, description=f"Traces that start before this time; now if not given. {TIME_FORMATS}")
     limit: int = Field(50, ge=1, le=500, description="Entities on a page.")
     cursor: _Cursor = None
 
@@ -62,7 +62,7 @@ class ListParameters(BaseModel):
 class PageParameters(BaseModel):
     """Query parameters of an entity's page."""
 
-    start: Time | None = Field(None, description=f"Traces that start at this time or later. {_TIME_FORMATS}")
+    start: Time | None = Field(None, description=f"Traces that start at this time or later. {TIME_FORMATS}")
     end: Time | None = Field(None, description="Traces that start before this time.")
 
 
@@ -114,7 +114,7 @@ class _Routes:
             "",
             summary=f"A list of {self._sort.word}s, last seen first",
             response_model=entity_answers.NamedList if self._versioned else entity_answers.EntityList,
-            dependencies=[Depends(_only_known(ListParameters))],
+            dependencies=[Depends(only_known(ListParameters))],
         )
         def newest(parameters: Annotated[ListParameters, Query()], tenant: Tenant = "default") -> Response:
             until = time.time_ns() + 1 if parameters.end is None else parameters.end
@@ -131,7 +131,7 @@ class _Routes:
             "/{name:path}/versions/{version:path}/traces",
             summary=f"The traces of a version of a {self._sort.word}, newest first",
             response_model=entity_answers.LinkedTraces,
-            dependencies=[Depends(_only_known(TracesParameters))],
+            dependencies=[Depends(only_known(TracesParameters))],
         )
         def version_traces(
             name: Name, version: Version, parameters: Annotated[TracesParameters, Query()], tenant: Tenant = "default"
@@ -143,7 +143,7 @@ class _Routes:
             summary=f"A version of a {self._sort.word}",
             response_model=entity_answers.VersionPage,
             response_model_exclude_unset=True,
-            dependencies=[Depends(_only_known(PageParameters))],
+            dependencies=[Depends(only_known(PageParameters))],
         )
         def version(
             name: Name, version: Version, parameters: Annotated[PageParameters, Query()], tenant: Tenant = "default"
@@ -155,7 +155,7 @@ class _Routes:
             "/{id:path}/traces",
             summary=f"The traces of a {self._sort.word}, newest first",
             response_model=entity_answers.LinkedTraces,
-            dependencies=[Depends(_only_known(TracesParameters))],
+            dependencies=[Depends(only_known(TracesParameters))],
         )
         def traces(id: Id, parameters: Annotated[TracesParameters, Query()], tenant: Tenant = "default") -> Response:
             return self._traces(tenant, id, None, parameters)
@@ -164,7 +164,7 @@ class _Routes:
             "/{id:path}",
             summary=f"A {self._sort.word}",
             response_model=entity_answers.NamedPage if self._versioned else entity_answers.EntityPage,
-            dependencies=[Depends(_only_known(PageParameters))],
+            dependencies=[Depends(only_known(PageParameters))],
         )
         def one(id: Id, parameters: Annotated[PageParameters, Query()], tenant: Tenant = "default") -> Response:
             return self._page(tenant, id, None, parameters)

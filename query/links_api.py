@@ -8,13 +8,13 @@ from typing import Annotated, Any, Protocol
 
 import orjson
 from fastapi import APIRouter, Depends, Path, Response
-from pydantic import BaseModel, BeforeValidator, WithJsonSchema
+from pydantic import BaseModel
 
 from query import answers, link_answers
-from query.api import Tenant, _only_known, _trace_id
 from query.bodies import JsonRoute
 from query.errors import Refused
 from query.link_bodies import METADATA_BYTES_MAX, Metadata, NewDeployment, NewLinks, OldLinks, Times, _Which
+from query.parameters import Tenant, TraceId, only_known
 from query.selection import Selection
 from query.trace_links import TraceLinks
 from storage.annotations import Annotations
@@ -29,12 +29,6 @@ SELECTED_TRACES_MAX = 100_000
 SPANS_READ_MAX = 20_000
 """Spans by which the links of one trace are told."""
 
-TraceId = Annotated[
-    bytes,
-    Path(description="32 hex digits.", examples=["5b8efff798038103d269b633813fc60c"]),
-    BeforeValidator(_trace_id),
-    WithJsonSchema({"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}),
-]
 Id = Annotated[str, Path(min_length=1, max_length=1024)]
 DeploymentId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:-]{1,128}$", examples=["support-bot-4"])]
 _FAILURES: dict[int | str, dict[str, Any]] = {
@@ -68,7 +62,7 @@ def router(  # noqa: PLR0917 (what it stands in front of)
         prefix="/api/v1",
         route_class=JsonRoute,
         responses=_FAILURES,
-        dependencies=[Depends(_only_known(_NoParameters))],
+        dependencies=[Depends(only_known(_NoParameters))],
     )
     _links(routes, annotations, selection)
     _links_of_trace(routes, trace_links, reader)

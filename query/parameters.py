@@ -1,9 +1,19 @@
-"""Times and durations as people write them in a query string. A ValueError says what would be right."""
+"""What the paths of the API are asked with: the tenant, a trace's id, times and durations as people write them.
+
+A ValueError says what would be right; FastAPI makes a 400 of it.
+"""
 
 import re
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Annotated
+
+from fastapi import Header, Path, Request
+from pydantic import BaseModel, BeforeValidator, WithJsonSchema
+
+from query.errors import Refused
 
 TIME_MAX_NANO = 2**63 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -74,3 +84,56 @@ def _rfc_3339_nano(match: re.Match[str]) -> int:
         return -1
     seconds = (moment - _EPOCH) // timedelta(seconds=1)
     return seconds * 10**9 + int((fraction or "").ljust(9, "0"))
+
+
+def _trace_id(text: str) -> bytes:
+    if not re.fullmatch(r"[0-9a-fA-F]{32}", text):
+        other = "" if re.fullmatch(r"[0-9a-fA-F]*", text) else " characters that are not all hex digits"
+        raise ValueError(f"a trace id has 32 hex digits, and this has {len(text)}{other}")
+    return bytes.fromhex(text)
+
+
+TraceId = Annotated[
+    bytes,
+    Path(description="32 hex digits.", examples=["5b8efff798038103d269b633813fc60c"]),
+    BeforeValidator(_trace_id),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}),
+]
+TIME_FORMATS = "RFC 3339, relative to now (`-1h`, `now-15m`, `now`), or integer nanoseconds since 1970."
+DURATION_FORMATS = "`250ms`, `1.5s`, `1h30m`, or integer nanoseconds."
+Time = Annotated[
+    int,
+    BeforeValidator(time_unix_nano),
+    WithJsonSchema({"type": "string", "examples": ["2026-01-31T12:00:00Z", "-1h", "1764000000000000000"]}),
+]
+Duration = Annotated[
+    int,
+    BeforeValidator(duration_nano),
+    WithJsonSchema({"type": "string", "examples": ["250ms", "1.5s", "250000000"]}),
+]
+Tenant = Annotated[
+    str,
+    Header(alias="x-spanhouse-tenant", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Whose traces."),
+]
+
+
+def only_known(parameters: type[BaseModel], *prefixes: str) -> Callable[[Request], None]:
+    """Refuse a misspelt filter: an answer to another question would look like an answer to this one."""
+    known = [*parameters.model_fields, *(f"{prefix}<key>" for prefix in prefixes)]
+
+    def check(request: Request) -> None:
+        seen: set[str] = set()
+        for name, _ in request.query_params.multi_items():
+            if name.startswith(prefixes) and name not in prefixes:
+                continue
+            if name not in parameters.model_fields:
+                raise Refused(
+                    400,
+                    f"cannot take the query parameter {name[:200]!r}: this path knows {', '.join(known)}",
+                    known=known,
+                )
+            if name in seen:
+                raise Refused(400, f"cannot take the query parameter {name!r} twice")
+            seen.add(name)
+
+    return check

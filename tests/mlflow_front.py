@@ -107,6 +107,10 @@ class Front:
         assessments = Assessments(store.engine, lambda *_: None)
         self.app = Gateway(store.engine, store.traces, assessments, self, self._otlp, mlflow_url=mlflow_url)
 
+    def link_all(self, tenant, links, source) -> None:
+        for trace_id, entity, id, version in links:
+            self.link(tenant, [trace_id], entity, id, version, source)
+
     def link(self, tenant, trace_ids, entity, id, version, source) -> None:
         self.links.append((tenant, tuple(trace_ids), entity, id, version, source))
 

@@ -432,6 +432,7 @@ def test_openapi_is_complete(client):
     listing = document["paths"][LIST]["get"]
     assert [one["name"] for one in listing["parameters"] if one["in"] == "query"] == [
         "start", "end", "service", "name", "status", "min_duration", "max_duration", "limit", "cursor", "attr.<key>",
+        "assessment.<name>",
     ]  # fmt: skip
     trace = document["paths"]["/api/v1/traces/{trace_id}"]["get"]
     assert set(trace["responses"]) == {"200", "4XX", "5XX"}

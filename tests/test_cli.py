@@ -71,14 +71,15 @@ def test_trace_draws_the_tree(spanhouse: Program, trace_id: str) -> None:
     lines = result.stdout.splitlines()
     assert lines[0].startswith(trace_id)
     assert "7.20 s  16 spans  2 services  2 errors" in lines[0]
-    assert lines[1].startswith("POST /chat")
-    assert lines[2].startswith("└─ invoke_agent triage")
-    assert lines[3].startswith("   ├─ chat gpt-5-mini")
-    assert "318→24" in lines[3]
-    assert "870 ms" in lines[3]
+    assert lines[1] == "model support-bot 4  run nightly-214  session chat-20c4  5468→351 tokens  $0.0172"
+    assert lines[2].startswith("POST /chat")
+    assert lines[3].startswith("└─ invoke_agent triage")
+    assert lines[4].startswith("   ├─ chat gpt-5-mini")
+    assert "318→24" in lines[4]
+    assert "870 ms" in lines[4]
     assert "✗ PaymentTimeout: the payment service did not answer within 1000 ms" in result.stdout
     assert "charged twice for order" not in result.stdout, "content only when asked for"
-    assert len(lines) == 1 + 16 + 2, "head, spans, two errors, and no doubt about the tree"
+    assert len(lines) == 2 + 16 + 2, "head, spans, two errors, and no doubt about the tree"
 
 
 def test_trace_shows_content_when_asked(spanhouse: Program, trace_id: str) -> None:
@@ -184,11 +185,18 @@ def span(span_id: str, parent: str, **more: Any) -> dict[str, Any]:
     return {
         "span_id": span_id, "parent_span_id": parent, "name": span_id, "service": "s", "duration_nano": "1",
         "start_time_unix_nano": "1", "end_time_unix_nano": "2", "status": {"code": "unset", "message": ""},
-        "attributes": {}, "events": [], **more,
+        "attributes": {}, "events": [], "canonical": {}, "usage": None, **more,
     }  # fmt: skip
 
 
-def drawn(spans: list[dict[str, Any]], spans_max: int = 1000, **integrity: int) -> list[str]:
+def drawn(
+    spans: list[dict[str, Any]],
+    spans_max: int = 1000,
+    links: dict[str, Any] | None = None,
+    usage: tuple[int, int, float | None] = (0, 0, None),
+    **integrity: int,
+) -> list[str]:
+    asked, answered, cost_usd = usage
     counts = dict.fromkeys(
         (
             "roots",
@@ -204,7 +212,10 @@ def drawn(spans: list[dict[str, Any]], spans_max: int = 1000, **integrity: int) 
     )
     trace = {
         "trace_id": "t", "start_time_unix_nano": "1", "duration_nano": "1", "span_count": len(spans), "error_count": 0,
-        "services": ["s"], "spans": spans,
+        "services": ["s"], "spans": spans, "links": links or {},
+        "usage": {
+            "input_tokens": asked, "output_tokens": answered, "total_tokens": asked + answered, "cost_usd": cost_usd,
+        },
         "integrity": {"root": "present", "truncated": False, "times": [], "counts": {**counts, **integrity}},
     }  # fmt: skip
     console = Console(file=io.StringIO(), width=100)
@@ -241,6 +252,29 @@ def test_every_span_is_drawn_once() -> None:
         "! 1 span id used by more than one span",
         "! 3 spans in a cycle of parents; it is cut at the earliest",
     ]
+
+
+def test_the_head_says_what_a_trace_belongs_to_and_what_it_spent() -> None:
+    links = {
+        "run": {"id": "r-1\x1b[2J", "provenance": "span", "others": [{"id": "r-2", "provenance": "span"}]},
+        "model_version": {"name": "bot", "version": None, "provenance": "header"},
+        "agent": {"name": "triage", "version": "1", "provenance": "span"},
+    }
+    lines = drawn([span("a", "")], links=links, usage=(1200, 34, None))
+    assert lines[1] == "model bot  run r-1␛[2J and 1 more  1200→34 tokens"
+    assert drawn([span("a", "")], usage=(0, 0, 1234.5))[1] == "$1,234.50", "some tools cost and have no tokens"
+    assert drawn([span("a", "")])[1].startswith("a "), "no line where nothing is known"
+
+
+@pytest.mark.parametrize(("usd", "text"), [(0, "$0.00"), (4e-5, "<$0.0001"), (0.01723, "$0.0172"), (2.345, "$2.35")])
+def test_costs(usd: float, text: str) -> None:
+    assert terminal._cost(usd) == text
+
+
+def test_tokens_of_any_vendor_are_drawn() -> None:
+    [_, line] = drawn([span("a", "", canonical={"input_tokens": 7, "request_model": "gpt-5"}, usage={"counts": False})])
+    assert line.startswith("a gpt-5 ")
+    assert "7→?" in line
 
 
 def test_a_name_cannot_draw_outside_its_place() -> None:

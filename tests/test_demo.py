@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import time
 
 import httpx
 from program import COMMAND, Program
@@ -27,6 +28,23 @@ def test_demo_says_where_to_look(spanhouse: Program) -> None:
     assert tree["root"]["name"] == "POST /chat"
     assert tree["integrity"]["complete"] is True
     assert tree["integrity"]["counts"]["clock_skew"] == tree["integrity"]["counts"]["times"] == 0
+
+
+def test_demo_has_a_run_a_model_version_and_prompts_to_look_at(spanhouse: Program) -> None:
+    tenant = {"x-spanhouse-tenant": "first-day"}
+    result = demo("--url", spanhouse.http, "--endpoint", f"http://{spanhouse.grpc}", "--tenant", "first-day")
+    tree = httpx.get(result.stdout.splitlines()[2].strip(), headers=tenant).json()
+    assert tree["links"]["run"] == {"id": "nightly-214", "provenance": "resource"}
+    assert tree["links"]["model_version"] == {"name": "support-bot", "version": "4", "provenance": "resource"}
+    assert tree["usage"]["total_tokens"] == 5819, "agents repeat what their calls spent"
+
+    deadline = time.monotonic() + 20
+    for path in ("runs/nightly-214", "models/support-bot/versions/4", "prompts/billing/versions/7", "agents/triage"):
+        url = f"{spanhouse.http}/api/v1/{path}"
+        while (page := httpx.get(url, headers=tenant)).status_code == 404 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert page.status_code == 200, page.text
+        assert page.json()["traces"] == 1
 
 
 def test_demo_tells_a_believable_story(spanhouse: Program) -> None:
