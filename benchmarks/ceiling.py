@@ -72,7 +72,7 @@ def measure(directory: Path, payload: Payload, rest_s_max: float, vocabulary: bo
 
     Without `vocabulary` nothing is mapped to canonical columns: what that costs is the difference.
     """
-    segments = _write_segments(directory, payload)
+    segments = write_segments(directory, payload)
     engine, meter = Engine(directory / "store", load()), Meter(os.getpid())
     if not vocabulary:
         engine._decoder = Decoder(_NoWords(load()))
@@ -103,7 +103,7 @@ def _held(engine: Engine) -> Held:
     )
 
 
-def _write_segments(directory: Path, payload: Payload) -> list[Path]:
+def write_segments(directory: Path, payload: Payload) -> list[Path]:
     """Segment files of at least one frame and, if their frames allow, at most SEGMENT_BYTES."""
     segments: list[Path] = []
     with ExitStack() as files:

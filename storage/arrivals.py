@@ -9,6 +9,7 @@ and Services tell which they are.
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from storage.engine import Engine
 from storage.literals import literal
@@ -17,21 +18,24 @@ OVERLAP_S = 10
 WINDOW_TRACES_MAX = 50_000
 """Rows of `traces` that one look goes through; what is left is for the next."""
 ORIGINS_KEPT_MAX = 100_000
-KEPT_TRACES_MAX = 131_072
+KEPT_TRACES_MAX = 65_536
 _SETTINGS = "SETTINGS max_threads = 2, max_memory_usage = 536870912, log_queries = 0"
 
 Key = tuple[str, bytes]
 """Tenant and trace id."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What is known of a settled trace: what the last look saw of it, of how many stored spans its facts are, and
-    whether it has a row in `facts`."""
+class Kept(NamedTuple):
+    """What is known of a settled trace."""
 
     sign: int
+    """What the last look saw of it."""
     rows: int
+    """Of how many stored spans its facts are."""
     written: bool
+    """Whether it has a row in `facts`."""
+    start_unix_nano: int
+    end_unix_nano: int
 
 
 class Memory:
@@ -63,9 +67,10 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A trace of which spans arrived. What is said of it may be of a part of it only, and so its start of a part.
+    """A trace of which spans arrived. `spans`, `start` and `end` are of those that arrived lately, and maybe of others.
 
-    `sign` differs from that of an earlier look if something arrived in between.
+    `sign` differs from that of an earlier look if something arrived in between; rows that were merged change it, too.
+    `rooted`: its root is among them.
     """
 
     key: Key
@@ -169,20 +174,21 @@ class Arrivals:
     def _remembered(self, window: str, found: Container[Key], memory: Memory) -> list[Arrival]:
         """Arrivals of traces that matter for what came of them before: spans that say nothing may have come since."""
         rows = self._engine.rows(
-            "SELECT Tenant, hex(arrayStringConcat(groupArray(TraceId))), max(Last), min(First), max(Latest) FROM"
+            "SELECT Tenant, hex(arrayStringConcat(groupArray(TraceId))), groupArray(First), groupArray(Latest),"
+            " max(Last) FROM"
             " (SELECT toString(Tenant) AS Tenant, TraceId, toUnixTimestamp(max(traces.Received)) AS Last,"
             " toUnixTimestamp64Nano(min(Start)) AS First, toUnixTimestamp64Nano(max(End)) AS Latest"
             f" FROM spanhouse.traces WHERE {window} GROUP BY Tenant, TraceId HAVING NOT max(Said))"
             f" GROUP BY Tenant {_SETTINGS}"
         )
         arrivals = []
-        for tenant, ids, received, start, end in rows:
+        for tenant, ids, starts, ends, received in rows:
             together = bytes.fromhex(ids)
-            for at in range(0, len(together), 16):
-                key = (tenant, together[at : at + 16])
+            for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                key = (tenant, together[16 * i : 16 * i + 16])
                 kept = memory.get(key)
                 if kept is not None and key not in found:
-                    arrivals.append(Arrival(key, kept.sign, kept.rows, received, start, end, rooted=True))
+                    arrivals.append(Arrival(key, kept.sign, 0, received, start, end, rooted=False))
         return arrivals
 
 

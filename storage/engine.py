@@ -49,6 +49,9 @@ _DATA_CODES = frozenset(
 # 49 is LOGICAL_ERROR: what reading many millions of empty attributes comes to before a shortage of memory is noticed.
 _MEMORY_CODES = frozenset({241, 49})
 _TIME_CODES = frozenset({159, 160, 394})
+# BAD_ARGUMENTS and CANNOT_PARSE_PROTOBUF_SCHEMA, of the file in which the engine keeps the schema of a segment.
+_SCHEMA_CODES = frozenset({36, 434})
+_SCHEMA_FILE = "'__cache__/"
 _SIZE_CODES = frozenset({158, 307, 396, 241, 191, 162, 167, 168})
 
 
@@ -183,11 +186,21 @@ class Engine:
         except ClickHouseError as error:
             text = f"cannot load {segment.name}: {_text(error)}"
             code = getattr(error, "code", None)
+            if code in _SCHEMA_CODES and _SCHEMA_FILE in text:
+                self._forget_schema_files()
+                raise StoreUnavailable(text) from error
             if code in _DATA_CODES:
                 raise DataError(text) from error
             if code in _MEMORY_CODES:
                 raise OutOfMemory(text) from error
             raise StoreUnavailable(text) from error
+
+    def _forget_schema_files(self) -> None:
+        """Have the engine write them again: what it wrote on a full disk is cut, and it goes on believing that."""
+        try:
+            self._writer.command("SYSTEM DROP FORMAT SCHEMA CACHE")
+        except ClickHouseError as error:
+            raise StoreUnavailable(f"cannot remove a damaged schema file: {_text(error)}") from error
 
     def read(self, tenant: str, sql: str, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
         """Columns of what a statement selects from one tenant's rows; strings come as bytes.

@@ -20,6 +20,8 @@ from storage.spans import Attributes
 from storage.vocabulary import Vocabulary
 
 ORIGINS_CACHED_MAX = 10_000
+SKEW_NANO = 120 * 1_000_000_000
+"""The clocks of one trace's services agree so far."""
 
 _SPANS = Path(__file__).with_name("settled_spans.sql").read_text()
 _FIRST_SPANS = _SPANS.replace("\n)\nGROUP BY", "\n    ORDER BY Timestamp\n    LIMIT {limit:UInt64}\n)\nGROUP BY")
@@ -46,27 +48,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where in `spans` a trace lies, and what is known of it beforehand.
+    """Where in `spans` a trace lies, give or take SKEW_NANO, and what is known of it beforehand.
 
-    `spans`: as stored, retransmits counted again. `written`: whether it may have a row in `facts`; None if it has none
-    that was settled before its first span arrived. `touched`: it gets one, if it has spans at all.
+    `spans`: how many are stored, roughly. `rows`: of how many stored ones its facts are, None if nobody knows; if these
+    are all, it is as it was. `written`: whether it has a row in `facts`, None if nobody knows. `touched`: whatever is
+    known, it is settled, and has a row then.
     """
 
     trace_id: bytes
     start_unix_nano: int
     end_unix_nano: int
     spans: int
-    written: bool | None
-    touched: bool
+    rows: int | None = None
+    written: bool | None = None
+    touched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A trace that was settled: of how many stored spans, whether it has a row in `facts` now, whether it is new."""
+    """A trace that was settled, of `rows` stored spans; whether it has a row in `facts` now, and where it lies."""
 
     rows: int
     written: bool
-    new: bool
+    start_unix_nano: int
+    end_unix_nano: int
+    first_received_unix_s: int = 0
 
 
 Imply = Callable[[str, bytes, Sequence[Link]], list[Link]]
@@ -100,32 +106,46 @@ class Settlement:
             for table in ("facts", "links")
         )
 
-    def settle(self, tenant: str, batch: Sequence[Extent], new_since_unix_s: float) -> dict[bytes, Outcome]:
+    def settle(self, tenant: str, batch: Sequence[Extent]) -> dict[bytes, Outcome]:
         """Settle the traces of a batch. What has no spans in the store is not in the answer.
 
-        `new_since_unix_s`: a trace of which all spans arrived later is new. It has no row in `facts` but one that its
-        extent speaks of. Raises QueryTimeout, QueryTooLarge, StoreUnavailable.
+        Raises QueryTimeout, QueryTooLarge, StoreUnavailable.
         """
-        rows = self._read(tenant, batch)
-        if not rows:
-            return {}
         extents = {extent.trace_id: extent for extent in batch}
+        outcomes: dict[bytes, Outcome] = {}
+        changed = []
+        for row in self._read(tenant, batch):
+            extent = extents[row.trace_id]
+            if row.rows == extent.rows and not extent.touched:
+                outcomes[row.trace_id] = _as_it_was(row, extent)
+            else:
+                changed.append(row)
+        if changed:
+            self._write(tenant, changed, extents, outcomes)
+        return outcomes
+
+    def _write(
+        self,
+        tenant: str,
+        rows: Sequence[TraceRow],
+        extents: Mapping[bytes, Extent],
+        outcomes: dict[bytes, Outcome],
+    ) -> None:
+        """Work out and write down what the traces come to; what became of each is added to `outcomes`."""
         explicit = explicit_links(self._engine, tenant, (row.trace_id for row in rows))
         scoped = self.scoped(tenant, {origin for row in rows for origin in row.origins})
-        before = self._before(
-            tenant, [row for row in rows if _perhaps_written(extents[row.trace_id], row, new_since_unix_s)]
-        )
+        before = self._before(tenant, [row for row in rows if extents[row.trace_id].written is not False])
         deployments = self._deployments.of(tenant)
         settled_ms = self._next_ms()
-        outcomes, written, gone = {}, [], []
+        written, gone = [], []
         for row in rows:
-            extent, new = extents[row.trace_id], row.first_received_unix_s >= new_since_unix_s
+            extent = extents[row.trace_id]
             try:
                 facts = facts_of(row, scoped, explicit.get(row.trace_id, ()), deployments, self.price)
                 facts.links += self.imply(tenant, row.trace_id, facts.links)
             except Exception:  # one trace must not keep the others from being settled
                 logger.exception("cannot settle trace %s of tenant %s: leaving it as it is", row.trace_id.hex(), tenant)
-                outcomes[row.trace_id] = Outcome(row.rows, extent.written is not False, new)
+                outcomes[row.trace_id] = _as_it_was(row, extent)
                 continue
             had = before.get(row.trace_id)
             keep = row.says_something or bool(facts.links) or extent.touched or had is not None
@@ -133,17 +153,17 @@ class Settlement:
                 written.append(self._row(tenant, extent, row, facts, settled_ms))
             has = {link[:3] for link in facts.links}
             gone += [(tenant, *key, row.trace_id, 1, settled_ms) for key in had or () if key not in has]
-            outcomes[row.trace_id] = Outcome(row.rows, keep, new)
+            start, end = facts.start_unix_nano, facts.start_unix_nano + facts.whole.duration_nano
+            outcomes[row.trace_id] = Outcome(row.rows, keep, start, end, row.first_received_unix_s)
         # What is gone goes first: as long as `facts` names it, a trace that is settled again finds it.
         if gone:
             self._engine.insert("links", _TOMBSTONE, gone)
         if written:
             self._engine.insert("facts", _FACTS, written)
-        return outcomes
 
     def _row(self, tenant: str, extent: Extent, row: TraceRow, facts: Facts, settled_ms: int) -> tuple[Any, ...]:
         whole = facts.whole
-        truncated = row.rows >= self._trace_spans_max and extent.spans > row.rows
+        truncated = row.rows >= self._trace_spans_max and extent.spans > self._trace_spans_max
         start, duration, spans = facts.start_unix_nano, whole.duration_nano, whole.spans
         if truncated:
             logger.warning(
@@ -175,8 +195,8 @@ class Settlement:
         """The spans of the batch. A trace with more than the limit is alone in its batch."""
         asked: dict[str, Any] = {
             "traces": traces_hex(extent.trace_id for extent in batch),
-            "start": min(extent.start_unix_nano for extent in batch),
-            "end": max(extent.end_unix_nano for extent in batch),
+            "start": max(min(extent.start_unix_nano for extent in batch) - SKEW_NANO, 0),
+            "end": max(extent.end_unix_nano for extent in batch) + SKEW_NANO,
             "said": list(SAID_KEYS),
             "used": list(USED_KEYS),
         }
@@ -220,10 +240,9 @@ class Settlement:
         }
 
 
-def _perhaps_written(extent: Extent, row: TraceRow, new_since_unix_s: float) -> bool:
-    if extent.written is None:
-        return row.first_received_unix_s < new_since_unix_s
-    return extent.written
+def _as_it_was(row: TraceRow, extent: Extent) -> Outcome:
+    written = extent.written is not False
+    return Outcome(row.rows, written, extent.start_unix_nano, extent.end_unix_nano, row.first_received_unix_s)
 
 
 def _spent(share: Share) -> tuple[Any, ...]:

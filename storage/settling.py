@@ -20,8 +20,9 @@ from storage.deployments import Deployments
 from storage.engine import Engine, yield_to_others
 from storage.errors import DataError, QueryTimeout, QueryTooLarge, StoreError
 from storage.facts import Price
+from storage.late_scores import LateScores
 from storage.loads import Loads
-from storage.settlement import Extent, Imply, Outcome, Settlement
+from storage.settlement import SKEW_NANO, Extent, Imply, Outcome, Settlement
 from storage.vocabulary import Vocabulary
 
 BATCH_TRACES_MAX = 5_000
@@ -36,6 +37,8 @@ ROOTLESS_WAIT_S = 6.0
 SPANS_PER_WAIT_S = 3_000
 """A trace of so many spans waits a second; so does one that lasts LENGTH_PER_WAIT_S."""
 LENGTH_PER_WAIT_S = 100
+ROOTLESS_NANO = 900 * 1_000_000_000
+"""Of a trace whose root has not come, spans that began so much earlier than those that just came are still found."""
 RETRIES_S = (5.0, 60.0, 600.0, 3600.0)
 """A touched trace without spans is looked at again after so long: it may have been linked before it was sent."""
 FAILURES_MAX = 3
@@ -68,8 +71,12 @@ class _Waiting:
     received_unix_s: int | None = None
     start_unix_nano: int | None = None
     end_unix_nano: int | None = None
+    spans: int = 0
+    rooted: bool = False
     touched_unix_us: int | None = None
     """When somebody touched it: it is settled whether or not it has more spans than before."""
+    scored_unix_s: int | None = None
+    """When a score arrived as a log record."""
     tries: int = 0
 
 
@@ -108,11 +115,15 @@ class Settler:
         self.settlement = Settlement(engine, vocabulary, deployments, price, trace_spans_max=trace_spans_max)
         self._memory = Memory()
         noted = engine.rows(
-            "SELECT toUnixTimestamp(Received), toUnixTimestamp64Micro(Touched) FROM spanhouse.settling FINAL"
+            "SELECT toUnixTimestamp(Received), toUnixTimestamp64Micro(Touched), toUnixTimestamp(Records)"
+            " FROM spanhouse.settling FINAL"
         )
-        received_unix_s, touched_us = noted[0] if noted else (_lately(engine), 0)
+        received_unix_s, touched_us, scored_unix_s = noted[0] if noted else (_lately(engine), 0, 0)
         self._noted_touched_us: int = touched_us
-        self._arrivals = Arrivals(engine, max(received_unix_s - OVERLAP_S, 0), deployments.services, self._linking)
+        self._arrivals = Arrivals(
+            engine, max(received_unix_s - OVERLAP_S, 0), deployments.services, self.settlement.links_by_origin
+        )
+        self._late_scores = LateScores(engine, max(scored_unix_s - OVERLAP_S, 0))
         self._waiting: dict[Key, _Waiting] = {}
         self._touched: dict[Key, int] = {}
         self._orders: list[_Order] = []
@@ -121,6 +132,7 @@ class Settler:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._more = True
+        self._record_loads_seen = -1
         self._working = True
         self._noted_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="settling", daemon=True)
@@ -137,9 +149,14 @@ class Settler:
     @property
     def idle(self) -> bool:
         """Whether everything that was loaded and touched is settled, what has no spans yet aside."""
-        if self._working or self._more or self._touched or self._orders:
+        if self._working or self._unseen or self._touched or self._orders:
             return False
         return all(waiting.tries for waiting in list(self._waiting.values()))
+
+    @property
+    def _unseen(self) -> bool:
+        """Whether something may have arrived since the last look."""
+        return self._more or self._engine.record_loads != self._record_loads_seen
 
     def start(self, harvest: Harvest | None = None, imply: Imply | None = None) -> None:
         """Begin to settle. `harvest` is called for each batch before; `imply` adds to a trace's links."""
@@ -228,7 +245,7 @@ class Settler:
 
     def _sleep_s(self) -> float | None:
         """Until the next trace is due; None if none waits."""
-        if self._more or self._touched or self._orders:
+        if self._unseen or self._touched or self._orders:
             return 0
         due_s = min((waiting.due_s for waiting in self._waiting.values()), default=None)
         return None if due_s is None else max(due_s - time.monotonic(), 0)
@@ -236,7 +253,7 @@ class Settler:
     def _round(self) -> None:
         """Look for what arrived, settle what is due, and what others wait for."""
         self._take_touched()
-        if self._more and len(self._waiting) < WAITING_TRACES_MAX:
+        if self._unseen and len(self._waiting) < WAITING_TRACES_MAX:
             self._look()
         now_s = time.monotonic()
         due: dict[str, list[bytes]] = {}
@@ -268,6 +285,7 @@ class Settler:
         now_s = time.monotonic()
         for arrival in found:
             self._arrived(arrival, now_s)
+        self._look_for_scores(now_s)
 
     def _arrived(self, arrival: Arrival, now_s: float) -> None:
         waiting = self._waiting.get(arrival.key)
@@ -279,8 +297,30 @@ class Settler:
         waiting.received_unix_s = min(waiting.received_unix_s or arrival.received_unix_s, arrival.received_unix_s)
         waiting.start_unix_nano = min(waiting.start_unix_nano or arrival.start_unix_nano, arrival.start_unix_nano)
         waiting.end_unix_nano = max(waiting.end_unix_nano or 0, arrival.end_unix_nano)
-        if waiting.touched_unix_us is None:
-            waiting.due_s = min(now_s + self._pause_s(arrival), waiting.first_s + WAIT_S_MAX)
+        waiting.spans = max(waiting.spans, arrival.spans)
+        waiting.rooted |= arrival.rooted
+        if waiting.touched_unix_us is None or waiting.tries:
+            waiting.due_s, waiting.tries = min(now_s + self._pause_s(arrival), waiting.first_s + WAIT_S_MAX), 0
+
+    def _look_for_scores(self, now_s: float) -> None:
+        """Take traces of which scores arrived as log records into those that wait, if records were loaded at all."""
+        loads = self._engine.record_loads
+        if loads == self._record_loads_seen:
+            return
+        found, more = self._late_scores.look()
+        if not self._loads.wait(self._stop):
+            return
+        for key, received_unix_s in found.items():
+            waiting = self._waiting.get(key)
+            if waiting is None:
+                kept = self._memory.get(key)
+                pause_s = min(kept.rows / SPANS_PER_WAIT_S, WAIT_S_MAX) if kept else 0
+                waiting = self._waiting[key] = _Waiting(now_s, now_s + pause_s)
+            waiting.touched_unix_us = waiting.touched_unix_us or time.time_ns() // 1000
+            waiting.scored_unix_s = min(waiting.scored_unix_s or received_unix_s, received_unix_s)
+        self._late_scores.go_on()
+        if not more:
+            self._record_loads_seen = loads
 
     def _pause_s(self, arrival: Arrival) -> float:
         """How long to wait for more of a trace: the longer, the more it costs to settle it again."""
@@ -303,41 +343,59 @@ class Settler:
 
     def _settle_due(self, tenant: str, trace_ids: Sequence[bytes]) -> None:
         """Settle those of the traces of which there is more than before, and those that were touched."""
-        known = [self._waiting[tenant, trace_id] for trace_id in trace_ids]
-        starts = [one.start_unix_nano for one in known if one.start_unix_nano is not None]
-        bounds = (min(starts), max(one.end_unix_nano or 0 for one in known)) if len(starts) == len(known) else None
-        extents = self._extents(tenant, trace_ids, bounds)
-        changed = []
-        for trace_id in trace_ids:
-            key = (tenant, trace_id)
-            waiting, kept, extent = self._waiting[key], self._memory.get(key), extents.get(trace_id)
-            touched = waiting.touched_unix_us is not None
-            if extent is None:
-                self._without_spans(key, waiting)
-            elif kept is not None and kept.rows == extent[2] and not touched:
-                self._memory.put(key, Kept(waiting.sign, kept.rows, kept.written))
-                del self._waiting[key]
-            else:
-                changed.append(Extent(trace_id, *extent, kept.written if kept else None, touched))
-        for batch in _batches(changed):
+        extents = {trace_id: self._known(tenant, trace_id) for trace_id in trace_ids}
+        if unknown := [trace_id for trace_id, extent in extents.items() if extent is None]:
+            extents |= self._looked_up(tenant, unknown)
+        for batch in _batches(extent for extent in extents.values() if extent is not None):
             if self._stop.is_set():
                 return
-            for settled, outcome in self._settle(tenant, batch):
-                waiting = self._waiting.pop((tenant, settled.trace_id))
-                self._memory.put((tenant, settled.trace_id), Kept(waiting.sign, outcome.rows, outcome.written))
+            outcomes = self._settle(tenant, batch)
+            for extent in batch:
+                key, outcome = (tenant, extent.trace_id), outcomes.get(extent.trace_id)
+                if outcome is None:
+                    self._without_spans(key)
+                else:
+                    self._keep(key, self._waiting.pop(key).sign, outcome)
+        for trace_id in unknown:
+            if extents[trace_id] is None:
+                self._without_spans((tenant, trace_id))
 
-    def _without_spans(self, key: Key, waiting: _Waiting) -> None:
-        if waiting.touched_unix_us is None or waiting.tries == len(RETRIES_S):
-            del self._waiting[key]
-            return
-        waiting.due_s = time.monotonic() + RETRIES_S[waiting.tries]
-        waiting.tries += 1
-        waiting.touched_unix_us = max(waiting.touched_unix_us, time.time_ns() // 1000)  # it need not be noted any more
+    def _known(self, tenant: str, trace_id: bytes) -> Extent | None:
+        """Where a waiting trace lies, if that can be told without a look into the store, which has many traces.
 
-    def _extents(
-        self, tenant: str, trace_ids: Sequence[bytes], bounds: tuple[int, int] | None
-    ) -> dict[bytes, tuple[int, int, int]]:
-        """Start, end and stored spans of traces; `bounds` are times near all of them, if they are known."""
+        Of a trace that was settled lately it is known. One that began after all that was forgotten was settled must be
+        new, and its root begins before all else, but for clocks that disagree.
+        """
+        waiting, kept = self._waiting[tenant, trace_id], self._memory.get((tenant, trace_id))
+        start, end = waiting.start_unix_nano, waiting.end_unix_nano
+        touched = waiting.touched_unix_us is not None
+        if kept is not None:
+            return Extent(
+                trace_id,
+                min(kept.start_unix_nano, start or kept.start_unix_nano),
+                max(kept.end_unix_nano, end or kept.end_unix_nano),
+                kept.rows + waiting.spans,
+                kept.rows,
+                kept.written,
+                touched,
+            )
+        if start is None or end is None:
+            return None
+        before = 0 if waiting.rooted else ROOTLESS_NANO
+        earliest = int(self._memory.complete_since_unix_s * 1e9) + before + SKEW_NANO
+        if not earliest <= start <= time.time_ns() + SKEW_NANO:  # what begins in the future is dated by a wrong clock
+            return None
+        return Extent(trace_id, start - before, end, waiting.spans, None, False, touched)
+
+    def _looked_up(
+        self, tenant: str, trace_ids: Sequence[bytes], bounds: tuple[int, int] | None = None
+    ) -> dict[bytes, Extent]:
+        """Where traces lie that are not known. `bounds`: times within which they begin and end, if that is known."""
+        waiting = [self._waiting.get((tenant, trace_id)) for trace_id in trace_ids]
+        if bounds is None:
+            times = [(one.start_unix_nano, one.end_unix_nano) for one in waiting if one and one.start_unix_nano]
+            if len(times) == len(waiting):
+                bounds = min(start or 0 for start, _ in times), max(end or 0 for _, end in times)
         first, last = (bounds[0] // _DAY_NANO - 2, bounds[1] // _DAY_NANO + 2) if bounds else (0, _DAYS_MAX)
         asked = {
             "traces": traces_hex(trace_ids),
@@ -345,11 +403,37 @@ class Settler:
             "last_day": min(last, _DAYS_MAX),
         }
         columns = self._engine.read(tenant, _EXTENTS, asked)
-        return {trace_id: (start, end, spans) for trace_id, start, end, spans in zip(*columns, strict=True)}
+        touched = {
+            trace_id
+            for trace_id, one in zip(trace_ids, waiting, strict=True)
+            if one is not None and one.touched_unix_us is not None
+        }
+        return {
+            trace_id: Extent(trace_id, start, end, spans, touched=trace_id in touched)
+            for trace_id, start, end, spans in zip(*columns, strict=True)
+        }
 
-    def _settle(self, tenant: str, batch: Sequence[Extent]) -> list[tuple[Extent, Outcome]]:
+    def _keep(self, key: Key, sign: int, outcome: Outcome) -> None:
+        self._memory.put(key, Kept(sign, outcome.rows, outcome.written, outcome.start_unix_nano, outcome.end_unix_nano))
+
+    def _without_spans(self, key: Key) -> None:
+        """Forget a trace that has no spans in the store, or look again later if somebody touched it."""
+        waiting = self._waiting[key]
+        if (
+            waiting.touched_unix_us is None
+            or waiting.tries == len(RETRIES_S)
+            or len(self._waiting) > WAITING_TRACES_MAX // 2
+        ):
+            del self._waiting[key]
+            return
+        waiting.due_s = time.monotonic() + RETRIES_S[waiting.tries]
+        waiting.tries += 1
+        # What it was touched by need not be noted any more.
+        waiting.touched_unix_us, waiting.scored_unix_s = time.time_ns() // 1000, None
+
+    def _settle(self, tenant: str, batch: Sequence[Extent]) -> dict[bytes, Outcome]:
         """Settle a batch, in halves where it is too much for the store. What cannot be settled is left as it is."""
-        done: list[tuple[Extent, Outcome]] = []
+        done: dict[bytes, Outcome] = {}
         parts = [batch]
         while parts:
             part = parts.pop()
@@ -357,20 +441,18 @@ class Settler:
             until = max(extent.end_unix_nano for extent in part)
             try:
                 if self._harvest is not None:
-                    self._harvest(tenant, [extent.trace_id for extent in part], since, until)
-                outcomes = self.settlement.settle(tenant, part, self._memory.complete_since_unix_s)
+                    self._harvest(
+                        tenant, [extent.trace_id for extent in part], max(since - SKEW_NANO, 0), until + SKEW_NANO
+                    )
+                done |= self.settlement.settle(tenant, part)
             except (QueryTooLarge, QueryTimeout) as error:
                 if len(part) > 1:
                     parts += [part[: len(part) // 2], part[len(part) // 2 :]]
                     continue
                 self.failures += 1
                 logger.error("cannot settle trace %s of tenant %s: %s", part[0].trace_id.hex(), tenant, error)
-                outcomes = {}
-            self.settled_traces += len(outcomes)
-            done += [
-                (extent, outcomes.get(extent.trace_id) or Outcome(extent.spans, extent.written is not False, new=True))
-                for extent in part
-            ]
+                done[part[0].trace_id] = Outcome(part[0].spans, part[0].written is not False, since, until)
+        self.settled_traces += len(done)
         return done
 
     def _serve_order(self) -> None:
@@ -381,25 +463,20 @@ class Settler:
             order = self._orders.pop(0)
         try:
             bounds = (order.since_unix_nano, order.until_unix_nano)
-            found = self._extents(order.tenant, order.trace_ids, bounds)
-            kept = {trace_id: self._memory.get((order.tenant, trace_id)) for trace_id in found}
-            extents = [
-                Extent(trace_id, *found[trace_id], one.written if (one := kept[trace_id]) else True, touched=False)
-                for trace_id in found
-            ]
-            for batch in _batches(extents):
-                for extent, outcome in self._settle(order.tenant, batch):
-                    one = kept[extent.trace_id]
-                    if one or (outcome.new and outcome.written):
-                        sign = one.sign if one else 0
-                        self._memory.put((order.tenant, extent.trace_id), Kept(sign, outcome.rows, outcome.written))
+            extents = self._looked_up(order.tenant, order.trace_ids, bounds)
+            for batch in _batches(extents.values()):
+                for trace_id, outcome in self._settle(order.tenant, batch).items():
+                    key = (order.tenant, trace_id)
+                    kept = self._memory.get(key)
+                    # A trace of which memory would tell that it is new, or how it was, is remembered as it is now.
+                    if kept or (
+                        outcome.written and outcome.first_received_unix_s >= self._memory.complete_since_unix_s
+                    ):
+                        self._keep(key, kept.sign if kept else 0, outcome)
         except StoreError as error:
             order.error = error
         finally:
             order.done.set()
-
-    def _linking(self, tenant: str, origins: Iterable[int]) -> dict[int, bool]:
-        return self.settlement.links_by_origin(tenant, origins)
 
     # Over restarts
 
@@ -426,12 +503,14 @@ class Settler:
         with self._lock:
             touched += self._touched.values()
         now_us = time.time_ns() // 1000
+        scored = [one.scored_unix_s for one in self._waiting.values() if one.scored_unix_s is not None]
         received_unix_s = min([self._arrivals.position_unix_s, *arrived])
+        scored_unix_s = min([self._late_scores.position_unix_s, *scored])
         try:
             self._engine.insert(
                 "settling",
-                ("Id", "Received", "Touched", "Updated"),
-                [(1, max(received_unix_s, 0), min([now_us, *touched]), now_us)],
+                ("Id", "Received", "Touched", "Records", "Updated"),
+                [(1, max(received_unix_s, 0), min([now_us, *touched]), max(scored_unix_s, 0), now_us)],
             )
         except StoreError as error:
             logger.warning("cannot note how far the settling is: %s", error)

@@ -9,7 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otlp_building import attribute
-from store import RECEIVED, Store
+from store import Store
 
 from query.entities import Entities
 from query.trace_links import TraceLinks
@@ -20,7 +20,9 @@ from storage.settling import Settler
 from storage.usage import Call
 
 SECOND = 1_000_000_000
-START = RECEIVED - 3600 * SECOND
+NOW = time.time_ns()
+START = NOW // SECOND * SECOND - 86_400 * SECOND
+"""A day ago: where spans begin that say nothing else."""
 
 
 def price(call: Call) -> float | None:
@@ -44,12 +46,23 @@ class House:
         self.trace_links = TraceLinks(self.engine, self.deployments, self.annotations)
         self._load = self.settler.watched(self.engine.load)
 
+    def long_running(self) -> "House":
+        """As if nothing had been settled before this settler remembers."""
+        self.settler._memory.complete_since_unix_s = 0
+        return self
+
     def start(self) -> "House":
         self.settler.start()
         return self
 
-    def load(self, *requests: ExportTraceServiceRequest, tenant: str = "default", context: Any = ()) -> None:
-        path, token = self.store.segment(requests, tenant, context=context)
+    def load(
+        self,
+        *requests: ExportTraceServiceRequest,
+        tenant: str = "default",
+        context: Any = (),
+        received: int = NOW,
+    ) -> None:
+        path, token = self.store.segment(requests, tenant, received, context)
         self._load(path, token)
 
     def settle(self, seconds_max: float = 20) -> None:

@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from settling_house import START, House, call, eventually, request, span, trace_id
+from settling_house import NOW, START, House, call, eventually, request, span, trace_id
 
-from storage import settling
+from storage import arrivals, settling
+from storage.arrivals import Memory
 from storage.errors import QueryTooLarge, StoreUnavailable
 from storage.settling import Settler
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    made = House(tmp_path).start()
+    made = House(tmp_path).long_running().start()
     yield made
     made.close()
 
@@ -199,22 +200,84 @@ def test_what_was_loaded_before_a_kill_is_settled_after_it(tmp_path: Path):
         again.close()
 
 
-def test_a_restart_settles_nothing_again_that_is_settled(tmp_path: Path):
+def test_a_restart_settles_only_the_last_seconds_again(tmp_path: Path):
     house = House(tmp_path).start()
-    house.load(*(request(call(t, 1)) for t in range(1, 20)))
+    house.load(*(request(call(t, 1)) for t in range(1, 20)), received=NOW - 100 * 10**9)
+    house.load(request(call(20, 1)))
     house.settle()
     house.settler.stop()
-    house.engine.command(
-        "ALTER TABLE spanhouse.settling UPDATE Received = toDateTime('2027-01-15 09:00:00') WHERE 1"
-        " SETTINGS mutations_sync = 1"
-    )
     again = House(tmp_path, store=house.store).start()
     try:
         again.settle()
-        assert again.settler.settled_traces == 0
-        again.load(request(call(20, 1)))
+        assert again.settler.settled_traces == 1
     finally:
         again.close()
+
+
+def test_history_is_imported(house: House):
+    """Traces that began long before the settler: where they lie has to be looked up."""
+    year = 365 * 86_400
+    house.load(*(request(span(t, 1, start_s=-t * year), call(t, 2, 1, start_s=-t * year)) for t in range(1, 5)))
+    house.settle()
+    house.load(request(call(3, 3, 1, start_s=-3 * year + 600)))
+    eventually(lambda: house.facts(trace_id(3))["InputTokens"] == 200)
+    assert [house.facts(trace_id(t))["Spans"] for t in range(1, 5)] == [2, 2, 3, 2]
+
+
+def test_what_memory_forgot_is_looked_up(house: House, monkeypatch: pytest.MonkeyPatch):
+    """Late spans of a forgotten trace: its facts are of all its spans, and links that it lost are taken back."""
+    monkeypatch.setattr(house.settler, "_memory", Memory(3))
+    house.load(request(span(1, 1), call(1, 2, 1)), received=NOW - 3600 * 10**9)
+    house.annotations.link("default", [trace_id(1)], "run", "early")
+    house.settle()
+    assert house.linked(trace_id(1)) == [("run", "early", "", "api")]
+    for t in range(2, 12):
+        house.load(request(call(t, 1)), received=NOW - (3000 - 100 * t) * 10**9)
+    house.settle()
+    assert len(house.settler._memory) <= 6 and house.settler._memory.get(("default", trace_id(1))) is None
+    house.annotations.unlink("default", [trace_id(1)])
+    house.load(request(call(1, 3, 1, start_s=60, spanhouse__run__id="said")))
+    house.settle()
+    assert house.linked(trace_id(1)) == [("run", "said", "", "span")]
+    assert house.facts(trace_id(1))["Spans"] == 3
+
+
+def test_a_backlog_is_looked_at_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """After an outage of the settling, with a clock that was set back in between."""
+    monkeypatch.setattr(arrivals, "WINDOW_TRACES_MAX", 5)
+    house = House(tmp_path)
+    for t in range(1, 31):
+        back = 3600 if t > 20 else 0
+        house.load(request(call(t, 1)), received=NOW - (1000 - t + back) * 10**9)
+    again = House(tmp_path, store=house.store)
+    again.settler._arrivals.position_unix_s = 0
+    looked: list[int] = []
+    look = again.settler._arrivals.look
+
+    def counted(memory):
+        found, more = look(memory)
+        looked.append(len(found))
+        return found, more
+
+    monkeypatch.setattr(again.settler._arrivals, "look", counted)
+    again.start()
+    try:
+        again.settle()
+        assert len(looked) >= 5 and max(looked) <= 10
+        assert again.engine.rows("SELECT count() FROM spanhouse.facts FINAL") == [(30,)]
+    finally:
+        again.close()
+
+
+def test_arrivals_after_the_clock_was_set_back(house: House, monkeypatch: pytest.MonkeyPatch):
+    house.load(request(call(1, 1)), received=NOW)
+    house.settle()
+    monkeypatch.setattr("storage.arrivals.time.time", lambda: NOW / 10**9 - 7200)
+    house.load(request(call(2, 1)), received=NOW + 10**9)  # the first look that sees the clock
+    house.settle()
+    house.load(request(call(3, 1)), received=NOW - 7200 * 10**9)
+    house.settle()
+    assert [bool(house.facts(trace_id(t))) for t in (1, 2, 3)] == [True] * 3
 
 
 def test_newer_rows_count_after_the_clock_was_set_back(house: House, monkeypatch: pytest.MonkeyPatch):
@@ -228,10 +291,10 @@ def test_newer_rows_count_after_the_clock_was_set_back(house: House, monkeypatch
 def test_a_batch_too_large_for_the_store_is_halved(house: House, monkeypatch: pytest.MonkeyPatch, caplog):
     settle = house.settler.settlement.settle
 
-    def small(tenant, batch, new_since):
+    def small(tenant, batch):
         if len(batch) > 2 or any(extent.trace_id == trace_id(5) for extent in batch):
             raise QueryTooLarge("cannot answer within the memory of a query")
-        return settle(tenant, batch, new_since)
+        return settle(tenant, batch)
 
     monkeypatch.setattr(house.settler.settlement, "settle", small)
     house.load(*(request(call(t, 1)) for t in range(1, 10)))

@@ -12,7 +12,7 @@ from otlp_building import attribute, request, span
 from store import RECEIVED, Store
 
 from storage.decode import INT64_MAX, START_MAX_UNIX_NANO
-from storage.errors import DataError
+from storage.errors import DataError, StoreUnavailable
 from storage.migrate import SchemaMismatch, migrate, migrations
 from storage.spans import Nested
 
@@ -218,6 +218,19 @@ def test_a_hundred_small_loads_do_not_make_a_hundred_parts(store: Store) -> None
         store.load([request(span(1, trace_id=trace_id(5000 + i)))], tenant="small")
     parts = "SELECT count() FROM system.parts WHERE active AND database = 'spanhouse'"
     assert store.number(f"{parts} AND table = 'spans' AND partition != '1970-01-01'") < 80
+
+
+@pytest.mark.parametrize("size", [0, 300, 1500])
+def test_a_schema_file_that_a_full_disk_cut_is_no_fault_of_the_data(store: Store, size: int) -> None:
+    path, token = store.segment([request(span(4000 + size))])
+    store.load([request(span(4001 + size))])
+    for file in Path("__cache__").iterdir():  # where the engine keeps it
+        file.write_bytes(file.read_bytes()[:size])
+    store.engine.command("SYSTEM DROP FORMAT SCHEMA CACHE FOR Protobuf")  # as after a start
+    with pytest.raises(StoreUnavailable, match="__cache__"):
+        store.engine.load(path, token)
+    store.engine.load(path, token)
+    assert store.traces.spans_of("default", span(4000 + size).trace_id, True, 10)
 
 
 def test_a_store_that_another_program_made_is_refused(store: Store, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 -- a key counts. The views below fan a row out to `links` and `seen`. Why not states that add up:
 -- docs/decisions/0005-settled-facts.md.
 
--- What the settling finds changed traces by. Said: a span of the trace says something in canonical words. Origins: who
+-- What the settling finds changed traces by. Said: a span of the trace says something in canonical words,
+-- or carries scores (storage/scores.py has the names). Origins: who
 -- wrote its spans, since a resource may say what the trace belongs to.
 ALTER TABLE spanhouse.traces ADD COLUMN IF NOT EXISTS Said SimpleAggregateFunction(max, UInt8) CODEC(ZSTD(1));
 ALTER TABLE spanhouse.traces
@@ -23,10 +24,21 @@ SELECT
     maxIf((toString(SpanName), toString(ServiceName)), ParentSpanId = unhex('0000000000000000'))::Tuple(Name String, Service String)
         AS Root,
     max(ingest.Received) AS Received,
-    max(toUInt8(notEmpty(Canonical))) AS Said,
+    max(toUInt8(
+        notEmpty(Canonical)
+        OR arrayExists(k -> k IN (
+            'annotations.0.annotation.name', 'evaluations.0.evaluation.name', 'trace.annotations.0.annotation.name',
+            'trace.evaluations.0.evaluation.name', 'session.annotations.0.annotation.name',
+            'session.evaluations.0.evaluation.name', 'braintrust.scores', 'gen_ai.evaluation.name', 'gen_ai.guardrail.status'
+        ), mapKeys(StringAttributes))
+        OR mapContains(BoolAttributes, 'gen_ai.guardrail.triggered')
+        OR arrayExists(e -> e IN ('gen_ai.evaluation.result', 'guard.evaluation', 'langwatch.evaluation.custom'), EventNames)
+    )) AS Said,
     groupUniqArray(OriginId) AS Origins
 FROM spanhouse.ingest
 GROUP BY Tenant, Day, TraceId;
+DETACH TABLE IF EXISTS spanhouse.to_traces;
+ATTACH TABLE IF NOT EXISTS spanhouse.to_traces;
 
 -- One row a trace that an agent made or that is linked to something.
 --
@@ -163,12 +175,13 @@ ARRAY JOIN Links AS link
 GROUP BY Tenant, Entity, Id, Version;
 
 -- How far the settling is: one row. Received: traces that arrived before are settled. Touched: so are traces whose links or
--- assessments were changed before.
+-- assessments were changed before. Records: the scores in log records that arrived before are kept.
 CREATE TABLE IF NOT EXISTS spanhouse.settling
 (
     Id UInt8,
     Received DateTime('UTC'),
     Touched DateTime64(6, 'UTC'),
+    Records DateTime('UTC'),
     Updated DateTime64(6, 'UTC')
 )
 ENGINE = ReplacingMergeTree(Updated)

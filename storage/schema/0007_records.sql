@@ -21,7 +21,8 @@ CREATE TABLE IF NOT EXISTS spanhouse.records
     Body String CODEC(ZSTD(3)),
     DroppedAttributesCount UInt32 CODEC(T64, ZSTD(1)),
     RecordKey UInt64 CODEC(NONE),
-    Received DateTime('UTC') CODEC(Delta, ZSTD(1))
+    Received DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    INDEX received Received TYPE minmax GRANULARITY 1
 )
 ENGINE = MergeTree
 PARTITION BY Day
