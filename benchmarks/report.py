@@ -55,18 +55,11 @@ def _alone_per_million(part: Callable[[Cpu], float]) -> Callable[[Measured], flo
 
 
 def _vocabulary_ratio(measured: Measured) -> float:
-    with_words, without = (alone.cpu.program_s / alone.spans for alone in (measured.ceiling, measured.wordless))
+    with_words, without = (alone.cpu.all_s / alone.spans for alone in (measured.ceiling, measured.wordless))
     return with_words / without
 
 
 FIGURES = (
-    Figure(
-        "vocabulary_cpu_ratio",
-        "CPU of the engine alone, with the vocabulary to without",
-        _vocabulary_ratio,
-        2,
-        most=_both(1.25),
-    ),
     Figure("accepted_spans_per_s", "accepted spans/s", lambda m: m.full.sent.spans / m.full.sent.seconds),
     Figure(
         "queryable_spans_per_s",
@@ -102,6 +95,13 @@ FIGURES = (
         _per_million(lambda cpu: cpu.merges_s),
         1,
         ceiling=_alone_per_million(lambda cpu: cpu.merges_s),
+    ),
+    Figure(
+        "vocabulary_cpu_ratio",
+        "CPU of the engine alone, to that without the vocabulary",
+        _vocabulary_ratio,
+        2,
+        most=_both(1.25),
     ),
     Figure(
         "stored_bytes_per_span",

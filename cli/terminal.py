@@ -111,14 +111,14 @@ def draw_quarantine(console: Console, frames: Sequence[Mapping[str, Any]]) -> No
         console.print(Text("the quarantine is empty", "dim"))
         return
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("frame", "received", "tenant", "spans", "reason"):
-        table.add_column(heading, no_wrap=heading != "reason", justify="right" if heading == "spans" else "left")
+    for heading in ("frame", "received", "tenant", "holds", "reason"):
+        table.add_column(heading, no_wrap=heading != "reason")
     for frame in frames:
         table.add_row(
             frame["id"],
             _brief_moment(int(frame["received_unix_nano"])),
             _plain(frame["tenant"]),
-            str(frame["spans"]),
+            _count(frame["log_records"], "log record") if frame["log_records"] else _count(frame["spans"], "span"),
             _plain(frame["reason"]),
         )
     console.print(table)

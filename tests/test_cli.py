@@ -165,7 +165,7 @@ def test_quarantine_is_listed_shown_replayed_and_dropped(tmp_path: Path) -> None
     with Program(tmp_path / "data") as program:
         listed = run("quarantine", "list", url=program.http).stdout.splitlines()
         assert [line.split()[0] for line in listed] == ["frame", *(f"1000000000000000000-0a1b2c.{i}" for i in range(2))]
-        assert listed[1].endswith("the store said no")
+        assert listed[1].endswith("1 span  the store said no")
         first, second = (line.split()[0] for line in listed[1:])
         shown = run("quarantine", "show", first, url=program.http)
         assert json.loads(shown.stdout)["request"]["spans"] == [
@@ -176,6 +176,20 @@ def test_quarantine_is_listed_shown_replayed_and_dropped(tmp_path: Path) -> None
         assert replayed.returncode == 0, replayed.stderr
         assert program.read_trace("01" * 16, 1)["spans"][0]["name"] == "pay"
         assert run("quarantine", "list", url=program.http).stdout == "the quarantine is empty\n"
+
+
+def test_quarantined_log_records_are_counted_as_such() -> None:
+    frame = {
+        "id": "1-2.3",
+        "received_unix_nano": "0",
+        "tenant": "default",
+        "reason": "no",
+        "spans": 0,
+        "log_records": 2,
+    }
+    console = Console(width=120, file=io.StringIO())
+    terminal.draw_quarantine(console, [frame])
+    assert "2 log records  no" in console.file.getvalue()
 
 
 # Drawing what no sane program would send
