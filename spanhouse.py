@@ -371,20 +371,22 @@ def _tables(settings: Settings) -> _Tables:
 def _open_store(settings: Settings, data_dir: Path, vocabulary: "Vocabulary") -> "Engine":
     from storage.engine import Engine
     from storage.errors import StoreError
-    from storage.migrate import migrate
+    from storage.migrate import migrated
 
-    try:
-        engine = Engine(
+    def opened() -> Engine:
+        return Engine(
             data_dir / "store",
             vocabulary,
             memory_bytes_max=settings.engine_memory_bytes_max,
             query_memory_bytes_max=settings.query_memory_bytes_max,
             query_timeout_s=settings.query_timeout_s,
         )
-        os.chdir(data_dir / "store")  # chDB writes `__cache__` into the working directory, whatever it is told
-        migrate(engine)
+
+    try:
+        engine = migrated(opened)
     except StoreError as error:
         raise CannotServe(str(error)) from error
+    os.chdir(data_dir / "store")  # chDB writes `__cache__` into the working directory, whatever it is told
     return engine
 
 

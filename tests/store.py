@@ -12,7 +12,7 @@ from collector.frames import Context, Frame, Signal, encode_frame
 from query.model import TraceFilter, TraceSummary
 from query.traces import Traces
 from storage.engine import Engine
-from storage.migrate import migrate
+from storage.migrate import migrated
 from storage.vocabulary import Vocabulary, load
 
 Request = ExportTraceServiceRequest | ExportLogsServiceRequest | bytes
@@ -27,8 +27,7 @@ class Store:
     def __init__(self, directory: Path, vocabulary: Vocabulary | None = None) -> None:
         self.directory = directory
         self.vocabulary = vocabulary or load()
-        self.engine = Engine(directory / "store", self.vocabulary)
-        migrate(self.engine)
+        self.engine = migrated(lambda: Engine(directory / "store", self.vocabulary))
         self.traces = Traces(self.engine, self.vocabulary)
         self._segments = 0
 

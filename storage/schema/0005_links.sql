@@ -37,8 +37,6 @@ SELECT
     groupUniqArray(OriginId) AS Origins
 FROM spanhouse.ingest
 GROUP BY Tenant, Day, TraceId;
-DETACH TABLE IF EXISTS spanhouse.to_traces;
-ATTACH TABLE IF NOT EXISTS spanhouse.to_traces;
 
 -- One row a trace that an agent made or that is linked to something.
 --
