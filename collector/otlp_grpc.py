@@ -124,8 +124,10 @@ class OtlpGrpc:
         context.abort_with_status(grpc_status(refusal))
 
     def _export_one(self, signal: Signal, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        with self._deadlines.watch(context):
+        with self._deadlines.watch(context) as in_time:
             body = next(messages, None)
+            if body is None and not in_time():
+                return b""  # the call was ended, and counted, by the watch
         if body is None:
             # Also what a message over the limit looks like from here: then grpc has answered, and this goes nowhere.
             raise BadRequest("cannot take a call without a message")
@@ -214,10 +216,11 @@ class _Deadlines:
             self._thread.join()
 
     @contextmanager
-    def watch(self, context: grpc.ServicerContext) -> Iterator[None]:
+    def watch(self, context: grpc.ServicerContext) -> Iterator[Callable[[], bool]]:
+        """Watch the call in this block; the function that it gives says whether it has not been ended yet."""
         self._watched[context] = time.monotonic() + self._timeout_s
         try:
-            yield
+            yield lambda: context in self._watched
         finally:
             self._watched.pop(context, None)
 
