@@ -116,13 +116,16 @@ class CanonicalSql:
         Each is to be a subquery: an alias would be copied to each of its uses, and theirs into each of theirs.
         `more` is an array of further pairs of a rule's code and a text.
         """
-        found = f"arrayConcat(hits, members, {self._members('members')}, {self._event_hits()})"
+        # What is inside a member is JSON: of wire bytes all depths were looked at.
+        deeper = self._inside("members", f"JSONExtractKeysAndValuesRaw({_first_of('h.2')})")
+        found = f"arrayConcat(hits, members, {deeper}, {self._event_hits()})"
         first = f"arrayFilter((x, n) -> n = 1, good, arrayEnumerateUniq(arrayMap(x -> {_FIELD}, good)))"
         names = f"[{_list(self._fields)}]"
         return [
             {"hits": self._hits()},
-            {"members": self._members("hits")},
-            {"said": f"arrayConcat({self._unpacked(found)}, {more})" if more else self._unpacked(found)},
+            {"members": self._members()},
+            {"found": found},
+            {"said": f"arrayConcat({self._unpacked()}, {more})" if more else self._unpacked()},
             {"span_kind": self._kind()},
             {"good": self._good()},
             {"canonical": f"CAST(arrayMap(x -> (arrayElement({names}, {_FIELD} + 1), x.2), {first}), {_MAP})"},
@@ -155,18 +158,25 @@ class CanonicalSql:
         names = ", ".join(_MEMBERS.values())
         return f"arrayMap(({names}, c) -> (c, {_AS_TEXT}), {', '.join(picked)}, arrayFilter(c -> c != 0, key_codes))"
 
-    def _unpacked(self, pairs: str) -> str:
-        """Pairs of one code and a text."""
-        code = f"bitAnd(bitShiftRight(x.1, shift), {(1 << _CODE_BITS) - 1})"
-        shifts = f"arrayFilter(shift -> {code} != 0, {list(range(0, _OBJECT_SHIFT, _CODE_BITS))})"
-        return f"arrayFlatten(arrayMap(x -> arrayMap(shift -> ({code}, x.2), {shifts}), {pairs}))"
+    def _unpacked(self) -> str:
+        """Pairs of one code and a text. Few keys have a second code."""
+        mask = (1 << _CODE_BITS) - 1
+        first = f"arrayFilter(x -> x.1 != 0, arrayMap(x -> (bitAnd(x.1, {mask}), x.2), found))"
+        code = f"bitAnd(bitShiftRight(x.1, shift), {mask})"
+        shifts = f"arrayFilter(shift -> {code} != 0, {list(range(_CODE_BITS, _OBJECT_SHIFT, _CODE_BITS))})"
+        several = f"arrayFilter(x -> bitAnd(x.1, {((1 << _OBJECT_SHIFT) - 1) ^ mask}) != 0, found)"
+        rest = f"arrayFlatten(arrayMap(x -> arrayMap(shift -> ({code}, x.2), {shifts}), {several}))"
+        return f"arrayConcat({first}, {rest})"
 
-    def _members(self, holders: str) -> str:
-        """Pairs for the members of objects among the pairs `holders`."""
-        look = _lookup(f"concat(toString(bitShiftRight(h.1, {_OBJECT_SHIFT})), '#', p.1)", self._member_codes())
+    def _members(self) -> str:
+        """Pairs for the members of objects among the hits."""
         leaves = sorted({rule.path[-1] for rule in self._rules if rule.path})
         wire, json = _wire_members("h.2", leaves), f"JSONExtractKeysAndValuesRaw({_object('h.2')})"
-        pairs = f"if(startsWith(h.2, {_WIRE}), {wire}, {json})"
+        return self._inside("hits", f"if(startsWith(h.2, {_WIRE}), {wire}, {json})")
+
+    def _inside(self, holders: str, pairs: str) -> str:
+        """Pairs of codes and text for what is in objects: `pairs` are name and text of the members of a holder `h`."""
+        look = _lookup(f"concat(toString(bitShiftRight(h.1, {_OBJECT_SHIFT})), '#', p.1)", self._member_codes())
         inside = f"arrayMap(p -> (toUInt64({look}), p.2), {pairs})"
         of = f"arrayFilter(h -> h.1 >= {1 << _OBJECT_SHIFT} AND length(h.2) < {_OBJECT_BYTES_MAX}, {holders})"
         return f"arrayFilter(x -> x.1 != 0, arrayFlatten(arrayMap(h -> {inside}, {of})))"
@@ -296,7 +306,12 @@ def _object(text: str) -> str:
     once = f"JSONExtractString({text})"
     twice = f"if(startsWith({once}, '\"'), JSONExtractString({once}), {once})"
     inner = f"if(startsWith({text}, '\"'), {twice}, {text})"
-    return f"if(startsWith({inner}, '['), arrayElement(JSONExtractArrayRaw({inner}), 1), {inner})"
+    return f"arrayElement(arrayMap(o -> {_first_of('o')}, [{inner}]), 1)"  # bound: it would stand there three times
+
+
+def _first_of(text: str) -> str:
+    """The first element of an array of objects; what is no array as it is."""
+    return f"if(startsWith({text}, '['), JSONExtractRaw({text}, 1), {text})"
 
 
 _AS_TEXT = f"coalesce(s, toString(i), toString(d), toString(b), concat({_WIRE}, a), concat({_WIRE}, m), '')"
@@ -311,7 +326,8 @@ def _wire_members(wire: str, names: Sequence[str]) -> str:
     words = "|".join(name.encode().hex().upper() for name in names)
     pattern = f"0A..({words})12(?:[0-7].|[89A-F].[0-7].)(?:18((?:[89A-F].)*[0-7].)|0A..((?:[2-7].)*))"
     low = "reinterpretAsUInt64(unhex(g[2]))"
-    groups = " + ".join(f"bitAnd(bitShiftRight({low}, {i}), {0x7F << (7 * i)})" for i in range(5))
+    # Seven bits of each of five bytes.
+    groups = f"arraySum(i -> bitAnd(bitShiftRight({low}, i), bitShiftLeft(toUInt64(127), 7 * i)), [0, 1, 2, 3, 4])"
     value = f"if(g[2] != '', toString({groups}), unhex(g[3]))"
     return (
         f"arrayMap(g -> (concat('*', unhex(g[1])), {value}), extractAllGroupsVertical(hex({wire}), {literal(pattern)}))"

@@ -276,9 +276,6 @@ _COLUMNS = {
     "Received": "arrival",
     "Content": _typed("strings", "isNotNull(x) AND p", "is_content"),
     "OtherContent": _typed("others", f"p AND (q OR {_LONG})", "is_other", "is_content"),
-    "Canonical": (
-        "mapUpdate(canonical, mapFromArrays(arrayMap(k -> concat('header.', k), context_keys), context_values))"
-    ),
     "OriginFirst": "first",
     "ResourceAttributes": "resource_map",
     "ScopeAttributes": "scope_map",
@@ -294,7 +291,12 @@ _COLUMNS = {
         }.items()
     },
 }
-"""Column of `ingest` → expression."""
+"""Column of `ingest` → expression; all but the last one."""
+_CANONICAL = "mapUpdate(canonical, mapFromArrays(arrayMap(k -> concat('header.', k), context_keys), context_values))"
+_FOR_STEPS = (
+    "name", "scope_name", "begin", "event_names", "event_times", "event_maps", "context_keys", "context_values",
+)  # fmt: skip
+"""What the steps to the canonical map, and its column, read besides `hits`."""
 
 
 def engine_proto() -> str:
@@ -323,17 +325,20 @@ class Decoder:
     """The statement, for one vocabulary."""
 
     def __init__(self, canonical: CanonicalSql) -> None:
-        source = _spans("{path}", canonical.key_codes())
-        for step in canonical.steps():
+        # The columns come before the steps: each level costs the more analysis the more columns of wide types it has.
+        first, *steps = canonical.steps()
+        spans = _spans("{path}", canonical.key_codes())
+        source = f"SELECT\n    {', '.join(_FOR_STEPS)},\n    {aliases(first | _COLUMNS)}\nFROM\n(\n{spans}\n)"
+        for step in steps:
             source = f"SELECT\n    *,\n    {aliases(step)}\nFROM\n(\n{source}\n)"
-        self._select = f"SELECT\n    {aliases(_COLUMNS)}\nFROM\n(\n{source}\n)"
+        self._select = f"SELECT\n    {', '.join(_COLUMNS)}, {_CANONICAL} AS Canonical\nFROM\n(\n{source}\n)"
 
     def insert(self, path: Path, token: str) -> str:
         """INSERT of one segment: every span of it becomes a row of `spanhouse.ingest`, at most once for a token.
 
         `path` is absolute and, like `token`, made of the WAL's own file names: both are quoted all the same.
         """
-        columns = ", ".join(_COLUMNS)
+        columns = ", ".join((*_COLUMNS, "Canonical"))
         select = self._select.replace("{path}", literal(str(path)))
         options = f"{settings()}, insert_deduplication_token = {literal(token)}"
         return f"INSERT INTO spanhouse.ingest ({columns})\n{select}\nSETTINGS {options}"
