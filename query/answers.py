@@ -4,8 +4,11 @@ Traces are written by trace_json.py and not through these models, which would be
 everywhere: ids are lower-case hex, and 64-bit nanoseconds are strings, as in OTLP/JSON, for JavaScript's sake.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import orjson
+from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 Nano = Annotated[str, Field(pattern=r"^-?[0-9]+$", examples=["1764000000000000000"])]
@@ -53,6 +56,18 @@ class ErrorAnswer(Answer):
     """Every answer that is not a success."""
 
     error: ErrorBody
+
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request cannot be answered; the message says why."},
+    "5XX": {"model": ErrorAnswer, "description": "Spanhouse cannot answer now; a 503 says when to retry."},
+}
+"""What every path may answer instead."""
+
+
+def json_response(body: Any, status_code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A body as it is, which the framework does not hold against a model again."""
+    return Response(orjson.dumps(body), status_code, headers, media_type="application/json")
 
 
 class Root(Answer):

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from itertools import chain
 from typing import Annotated, Any, Literal, Protocol
 
-import orjson
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
@@ -158,11 +157,7 @@ _ASSESSMENT_PARAMETER = {
 def _traces(
     reader: TraceReader, written: Callable[..., _Written], spans_max: int, slot: Any, send_stall_s: float
 ) -> APIRouter:
-    failures: dict[int | str, dict[str, Any]] = {
-        "4XX": {"model": answers.ErrorAnswer, "description": "The request cannot be answered; the message says why."},
-        "5XX": {"model": answers.ErrorAnswer, "description": "Spanhouse cannot answer now; a 503 says when to retry."},
-    }
-    router = APIRouter(prefix="/api/v1", tags=["traces"], responses=failures)
+    router = APIRouter(prefix="/api/v1", tags=["traces"], responses=answers.FAILURES)
 
     @router.get(
         "/traces/{trace_id}",
@@ -223,7 +218,7 @@ def _traces(
         except BadCursor as error:
             raise Refused(400, str(error)) from error
         body = {"traces": [_summary_json(trace) for trace in page.traces], "next_cursor": page.next_cursor}
-        return Response(orjson.dumps(body), media_type="application/json")
+        return answers.json_response(body)
 
     return router
 
@@ -246,7 +241,7 @@ def _health(ready: Callable[[], dict[str, str]]) -> APIRouter:
         if parts:
             reasons = "; ".join(f"{part}: {reason}" for part, reason in parts.items())
             return error_response(503, f"not ready: {reasons}", headers=RETRY_AFTER, more={"parts": parts})
-        return Response(orjson.dumps({"status": "ready"}), media_type="application/json")
+        return answers.json_response({"status": "ready"})
 
     return router
 

@@ -1,12 +1,11 @@
 """The HTTP API of assessments: keep, list, change and remove them, and sum them up. Runs in the framework's threads."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import orjson
 from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from query import answers
+from query.answers import FAILURES, json_response
 from query.assessed import Assessed, SummaryFilter
 from query.assessment_answers import (
     AssessmentAnswer,
@@ -22,15 +21,11 @@ from query.assessment_answers import (
 )
 from query.bodies import JsonRoute
 from query.errors import Refused
-from query.parameters import Tenant, Time, TraceId, only_known
+from query.parameters import NoParameters, Tenant, Time, TraceId, only_known
 from storage import assessments as kept
 from storage.assessments import Assessment
 
 Id = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:-]{1,250}$", description="Id of an assessment of this trace.")]
-
-
-class NoParameters(BaseModel):
-    """A path without query parameters."""
 
 
 class SummaryParameters(BaseModel):
@@ -48,15 +43,11 @@ class SummaryParameters(BaseModel):
 
 def router(assessments: kept.Assessments, assessed: Assessed) -> APIRouter:
     """The routes."""
-    failures: dict[int | str, dict[str, Any]] = {
-        "4XX": {"model": answers.ErrorAnswer, "description": "The request cannot be answered; the message says why."},
-        "5XX": {"model": answers.ErrorAnswer, "description": "Spanhouse cannot answer now; a 503 says when to retry."},
-    }
     routes = APIRouter(
         prefix="/api/v1",
         tags=["assessments"],
         route_class=JsonRoute,
-        responses=failures,
+        responses=FAILURES,
     )
     bare = [Depends(only_known(NoParameters))]
 
@@ -70,7 +61,7 @@ def router(assessments: kept.Assessments, assessed: Assessed) -> APIRouter:
         """Of the trace and of its spans, also what instrumentations sent with the spans."""
         found = assessments.of_trace(tenant, trace_id, kept.OF_TRACE_MAX + 1)
         shown = [assessment_json(one) for one in found[: kept.OF_TRACE_MAX]]
-        return _json({"assessments": shown, "truncated": len(found) > len(shown)})
+        return json_response({"assessments": shown, "truncated": len(found) > len(shown)})
 
     @routes.post(
         "/traces/{trace_id}/assessments",
@@ -137,7 +128,7 @@ def router(assessments: kept.Assessments, assessed: Assessed) -> APIRouter:
     def add_many(body: NewAssessments, tenant: Tenant = "default") -> Response:
         """All of the batch is kept, or nothing."""
         given = [one.assessment(bytes.fromhex(one.trace_id), one.assessment_id or "") for one in body.assessments]
-        return _json({"assessments": [assessment_json(one) for one in assessments.put(tenant, given)]}, 201)
+        return json_response({"assessments": [assessment_json(one) for one in assessments.put(tenant, given)]}, 201)
 
     @routes.get(
         "/assessments/summary",
@@ -148,7 +139,7 @@ def router(assessments: kept.Assessments, assessed: Assessed) -> APIRouter:
     def summary(parameters: Annotated[SummaryParameters, Query()], tenant: Tenant = "default") -> Response:
         """How many, their mean, and their labels. Without times, those of traces that have not come count, too."""
         found = assessed.summary(tenant, _summary_filter(parameters))
-        return _json({"assessments": [summary_json(one) for one in found]})
+        return json_response({"assessments": [summary_json(one) for one in found]})
 
     return routes
 
@@ -179,8 +170,4 @@ def _missing(trace_id: bytes, assessment_id: str) -> Assessment:
 
 
 def _one(assessment: Assessment, status_code: int = 200) -> Response:
-    return _json(assessment_json(assessment), status_code)
-
-
-def _json(body: dict[str, Any], status_code: int = 200) -> Response:
-    return Response(orjson.dumps(body), status_code, media_type="application/json")
+    return json_response(assessment_json(assessment), status_code)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Protocol
 
-import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from query import answers, compare, gate
+from query import compare, gate
+from query.answers import FAILURES, json_response
 from query.compare import Measures, measure, side
 from query.comparison import Comparison, Sample, Side, Wanted
 from query.errors import Refused
@@ -127,11 +127,7 @@ class GateAnswer:
 
 def router(reader: SampleReader, write_tags: WriteTags | None) -> APIRouter:
     """The routes. Without `write_tags` there is no registry to write to."""
-    failures: dict[int | str, dict[str, Any]] = {
-        "4XX": {"model": answers.ErrorAnswer, "description": "The request cannot be answered; the message says why."},
-        "5XX": {"model": answers.ErrorAnswer, "description": "Spanhouse cannot answer now; a 503 says when to retry."},
-    }
-    routes = APIRouter(prefix="/api/v1", tags=["compare"], responses=failures)
+    routes = APIRouter(prefix="/api/v1", tags=["compare"], responses=FAILURES)
     sides = _Sides(reader)
 
     @routes.get(
@@ -144,7 +140,7 @@ def router(reader: SampleReader, write_tags: WriteTags | None) -> APIRouter:
         name: Name, parameters: Annotated[CompareParameters, Query()], tenant: Tenant = "default"
     ) -> Response:
         """Traffic, errors, durations, tokens, cost, tool paths and scores, each with 95 % confidence intervals."""
-        return _json(sides.compare(tenant, "model", name, parameters))
+        return json_response(sides.compare(tenant, "model", name, parameters))
 
     @routes.get(
         "/compare",
@@ -154,7 +150,7 @@ def router(reader: SampleReader, write_tags: WriteTags | None) -> APIRouter:
     )
     def compare_any(parameters: Annotated[CompareAnyParameters, Query()], tenant: Tenant = "default") -> Response:
         """As for a model: `entity=run&baseline=<run id>&candidate=<run id>`, `entity=prompt&id=<name>&baseline=1&…`."""
-        return _json(sides.compare(tenant, parameters.entity, parameters.id, parameters))
+        return json_response(sides.compare(tenant, parameters.entity, parameters.id, parameters))
 
     def judge(request: Request, name: str, parameters: GateParameters, tenant: str) -> GateAnswer:
         limits = _limits(parameters, request.query_params.multi_items())
@@ -178,7 +174,7 @@ def router(reader: SampleReader, write_tags: WriteTags | None) -> APIRouter:
         request: Request, name: Name, parameters: Annotated[GateParameters, Query()], tenant: Tenant = "default"
     ) -> Response:
         """`pass`, `fail` or `cannot_tell`, with a reason for each limit. The status is 200 for every verdict."""
-        return _json(judge(request, name, parameters, tenant))
+        return json_response(judge(request, name, parameters, tenant))
 
     @routes.post(
         "/models/{name:path}/gate",
@@ -194,7 +190,7 @@ def router(reader: SampleReader, write_tags: WriteTags | None) -> APIRouter:
         if write_tags is None:
             raise Refused(409, "cannot write the verdict back: no registry is configured")
         answer = judge(request, name, parameters, tenant)
-        return _json(_written_back(answer, write_tags))
+        return json_response(_written_back(answer, write_tags))
 
     return routes
 
@@ -289,7 +285,3 @@ def _written_back(answer: GateAnswer, write_tags: WriteTags) -> GateAnswer:
 
 def _title(of: Side) -> str:
     return f"{of.id!r} version {of.version!r}" if of.version else repr(of.id)
-
-
-def _json(answer: Comparison | GateAnswer) -> Response:
-    return Response(orjson.dumps(answer), media_type="application/json")

@@ -5,13 +5,13 @@ One set of routes for each sort, all alike. Runs in the framework's threads.
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import orjson
 from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from query import answers, entity_answers
+from query import entity_answers
+from query.answers import FAILURES, json_response
 from query.entities import Entities, Entity
 from query.errors import Refused
 from query.model import BadCursor
@@ -92,17 +92,7 @@ class _Routes:
 
     def router(self) -> APIRouter:
         """Those that end in a word come first: an id may hold slashes, and takes what is left."""
-        failures: dict[int | str, dict[str, Any]] = {
-            "4XX": {
-                "model": answers.ErrorAnswer,
-                "description": "The request cannot be answered; the message says why.",
-            },
-            "5XX": {
-                "model": answers.ErrorAnswer,
-                "description": "Spanhouse cannot answer now; a 503 says when to retry.",
-            },
-        }
-        routes = APIRouter(prefix=f"/api/v1/{self._sort.path}", tags=[self._sort.path], responses=failures)
+        routes = APIRouter(prefix=f"/api/v1/{self._sort.path}", tags=[self._sort.path], responses=FAILURES)
         self._add_list(routes)
         if self._versioned:
             self._add_versions(routes)
@@ -124,7 +114,7 @@ class _Routes:
                 items, cursor = self._entities.newest(asked, parameters.limit, parameters.cursor)
             except BadCursor as error:
                 raise Refused(400, str(error)) from error
-            return _json({"items": items, "next_cursor": cursor})
+            return json_response({"items": items, "next_cursor": cursor})
 
     def _add_versions(self, routes: APIRouter) -> None:
         @routes.get(
@@ -178,7 +168,7 @@ class _Routes:
                 f"cannot find {self._sort.word} {which} of tenant {tenant!r}: no trace is linked to it (which takes "
                 "some seconds), none in that time, or it is another tenant's (header x-spanhouse-tenant)",
             )
-        return _json(page)
+        return json_response(page)
 
     def _traces(self, tenant: str, id_: str, version: str | None, parameters: TracesParameters) -> Response:
         asked = self._asked(tenant, id_, version, parameters)
@@ -186,13 +176,9 @@ class _Routes:
             traces, cursor = self._entities.traces(asked, parameters.status, parameters.limit, parameters.cursor)
         except BadCursor as error:
             raise Refused(400, str(error)) from error
-        return _json({"traces": traces, "next_cursor": cursor})
+        return json_response({"traces": traces, "next_cursor": cursor})
 
     def _asked(self, tenant: str, id_: str, version: str | None, parameters: PageParameters) -> Entity:
         since = 0 if parameters.start is None else parameters.start
         until = INT64_MAX if parameters.end is None else parameters.end
         return Entity(tenant, self._sort.entity, id_, version, since, until)
-
-
-def _json(body: Any) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")

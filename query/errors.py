@@ -6,11 +6,11 @@ Handlers for the web framework, on its event loop.
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from query.answers import json_response
 from storage.errors import QueryTimeout, QueryTooLarge, StoreUnavailable
 
 RETRY_AFTER = {"Retry-After": "1"}
@@ -39,8 +39,7 @@ def error_response(
     code: int, message: str, *, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
 ) -> Response:
     """The one shape."""
-    body = orjson.dumps({"error": {"code": code, "message": message, **(more or {})}})
-    return Response(body, code, headers, media_type="application/json")
+    return json_response({"error": {"code": code, "message": message, **(more or {})}}, code, headers)
 
 
 async def _http(request: Request, error: Exception) -> Response:

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Protocol
 
 import orjson
 from fastapi import APIRouter, Depends, Path, Response
-from pydantic import BaseModel
 
-from query import answers, link_answers
+from query import link_answers
+from query.answers import FAILURES, json_response
 from query.bodies import JsonRoute
 from query.errors import Refused
 from query.link_bodies import METADATA_BYTES_MAX, Metadata, NewDeployment, NewLinks, OldLinks, Times, _Which
-from query.parameters import Tenant, TraceId, only_known
+from query.parameters import NoParameters, Tenant, TraceId, only_known
 from query.selection import Selection
 from query.trace_links import TraceLinks
 from storage.annotations import Annotations
@@ -31,14 +31,6 @@ SPANS_READ_MAX = 20_000
 
 Id = Annotated[str, Path(min_length=1, max_length=1024)]
 DeploymentId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:-]{1,128}$", examples=["support-bot-4"])]
-_FAILURES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": answers.ErrorAnswer, "description": "The request cannot be answered; the message says why."},
-    "5XX": {"model": answers.ErrorAnswer, "description": "Spanhouse cannot answer now; a 503 says when to retry."},
-}
-
-
-class _NoParameters(BaseModel):
-    """These paths have no query parameters."""
 
 
 class SpanReader(Protocol):
@@ -61,8 +53,8 @@ def router(  # noqa: PLR0917 (what it stands in front of)
     routes = APIRouter(
         prefix="/api/v1",
         route_class=JsonRoute,
-        responses=_FAILURES,
-        dependencies=[Depends(only_known(_NoParameters))],
+        responses=FAILURES,
+        dependencies=[Depends(only_known(NoParameters))],
     )
     _links(routes, annotations, selection)
     _links_of_trace(routes, trace_links, reader)
@@ -104,14 +96,14 @@ def _links(routes: APIRouter, annotations: Annotations, selection: Selection) ->
             for trace_id in ids
         ]
         annotations.link_all(tenant, made)
-        return _json({"traces": len({trace_id for trace_id, *_ in made}), "links": len(made)})
+        return json_response({"traces": len({trace_id for trace_id, *_ in made}), "links": len(made)})
 
     @routes.delete("/links", tags=["links"], summary="Take links back", response_model=link_answers.Unlinked)
     def unlink(body: OldLinks, tenant: Tenant = "default") -> Response:
         """Of those that were made by API. What spans, resources, headers and deployments say counts again."""
         found = [(one, traces(tenant, one)) for one in body.links]
         count = sum(annotations.unlink(tenant, ids, one.entities or ENTITIES, one.id) for one, ids in found)
-        return _json({"links": count})
+        return json_response({"links": count})
 
 
 def _links_of_trace(routes: APIRouter, trace_links: TraceLinks, reader: SpanReader) -> None:
@@ -127,7 +119,7 @@ def _links_of_trace(routes: APIRouter, trace_links: TraceLinks, reader: SpanRead
         links = trace_links.json(tenant, trace_id, spans)
         if not spans and not links:
             raise Refused(404, f"cannot find trace {trace_id.hex()} of tenant {tenant!r}, nor a link of it")
-        return _json({"links": links})
+        return json_response({"links": links})
 
 
 # Deployments
@@ -139,7 +131,7 @@ def _deployments(routes: APIRouter, deployments: Deployments) -> None:
     )
     def list_deployments(tenant: Tenant = "default") -> Response:
         """By service and start, those of the file among them."""
-        return _json({"deployments": [_deployment_json(one) for one in deployments.of(tenant)]})
+        return json_response({"deployments": [_deployment_json(one) for one in deployments.of(tenant)]})
 
     @routes.get(
         "/deployments/{deployment_id}",
@@ -151,7 +143,7 @@ def _deployments(routes: APIRouter, deployments: Deployments) -> None:
         """Which version of a model a service ran, and when."""
         for one in deployments.of(tenant):
             if one.id == deployment_id:
-                return _json(_deployment_json(one))
+                return json_response(_deployment_json(one))
         raise _no_deployment(deployment_id, tenant)
 
     @routes.put(
@@ -171,7 +163,7 @@ def _deployments(routes: APIRouter, deployments: Deployments) -> None:
             deployments.put(tenant, made)
         except TooManyDeployments as error:
             raise Refused(400, str(error)) from error
-        return _json(_deployment_json(made))
+        return json_response(_deployment_json(made))
 
     @routes.delete("/deployments/{deployment_id}", tags=["deployments"], summary="Remove a deployment", status_code=204)
     def delete(deployment_id: DeploymentId, tenant: Tenant = "default") -> Response:
@@ -209,7 +201,7 @@ def _metadata(routes: APIRouter, annotations: Annotations) -> None:
         if size > METADATA_BYTES_MAX:
             raise Refused(413, f"cannot keep {size} bytes of metadata: {METADATA_BYTES_MAX} are the most")
         annotations.put_entity(tenant, *key, said)
-        return _json(said)
+        return json_response(said)
 
     def forget(tenant: str, key: tuple[str, str, str]) -> Response:
         if not annotations.delete_entity(tenant, *key):
@@ -256,7 +248,7 @@ def _jobs(routes: APIRouter, resettling: Resettling) -> None:
         if until <= since:
             raise Refused(400, f"cannot {kind}: end ({until}) is not after start ({since})")
         try:
-            return _json(_job_json(resettling.start(kind, tenant, since, until)), 202)
+            return json_response(_job_json(resettling.start(kind, tenant, since, until)), 202)
         except Busy as error:
             raise Refused(409, f"{error}; wait until GET /api/v1/{kind} says that it is done") from error
 
@@ -284,7 +276,7 @@ def _job(
     def progress() -> Response:
         """The last one since the program started."""
         found = resettling.progress(kind)
-        return _json({"state": "none"} if found is None else _job_json(found))
+        return json_response({"state": "none"} if found is None else _job_json(found))
 
 
 def _job_json(progress: Progress) -> dict[str, Any]:
@@ -300,7 +292,3 @@ def _job_json(progress: Progress) -> dict[str, Any]:
         "ended_unix_nano": str(progress.ended_unix_nano) if progress.ended_unix_nano else None,
         "error": progress.error or None,
     }
-
-
-def _json(body: Any, status_code: int = 200) -> Response:
-    return Response(orjson.dumps(body), status_code, media_type="application/json")

@@ -117,6 +117,10 @@ Tenant = Annotated[
 ]
 
 
+class NoParameters(BaseModel):
+    """A path without query parameters."""
+
+
 def only_known(parameters: type[BaseModel], *prefixes: str) -> Callable[[Request], None]:
     """Refuse a misspelt filter: an answer to another question would look like an answer to this one."""
     known = [*parameters.model_fields, *(f"{prefix}<key>" for prefix in prefixes)]
