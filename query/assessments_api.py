@@ -41,6 +41,9 @@ class SummaryParameters(BaseModel):
     version: str | None = Field(None, max_length=250, description="Its version: of a model, a prompt or an agent.")
 
 
+_BARE = [Depends(only_known(NoParameters))]
+
+
 def router(assessments: kept.Assessments, assessed: Assessed) -> APIRouter:
     """The routes."""
     routes = APIRouter(
@@ -49,13 +52,18 @@ def router(assessments: kept.Assessments, assessed: Assessed) -> APIRouter:
         route_class=JsonRoute,
         responses=FAILURES,
     )
-    bare = [Depends(only_known(NoParameters))]
+    _of_trace(routes, assessments)
+    _one_of_trace(routes, assessments)
+    _of_many(routes, assessments, assessed)
+    return routes
 
+
+def _of_trace(routes: APIRouter, assessments: kept.Assessments) -> None:
     @routes.get(
         "/traces/{trace_id}/assessments",
         summary="What was said of a trace",
         response_model=AssessmentsOfTrace,
-        dependencies=bare,
+        dependencies=_BARE,
     )
     def of_trace(trace_id: TraceId, tenant: Tenant = "default") -> Response:
         """Of the trace and of its spans, also what instrumentations sent with the spans."""
@@ -68,49 +76,51 @@ def router(assessments: kept.Assessments, assessed: Assessed) -> APIRouter:
         summary="Assess a trace or one of its spans",
         response_model=AssessmentAnswer,
         status_code=201,
-        dependencies=bare,
+        dependencies=_BARE,
     )
     def add(trace_id: TraceId, body: NewAssessment, tenant: Tenant = "default") -> Response:
         """With an `assessment_id` of yours the request may be sent again. The trace need not have come yet."""
-        return _one(assessments.put(tenant, [body.assessment(trace_id, body.assessment_id or "")])[0], 201)
+        return _shown(assessments.put(tenant, [body.assessment(trace_id, body.assessment_id or "")])[0], 201)
 
+
+def _one_of_trace(routes: APIRouter, assessments: kept.Assessments) -> None:
     @routes.get(
         "/traces/{trace_id}/assessments/{assessment_id}",
         summary="One assessment",
         response_model=AssessmentAnswer,
-        dependencies=bare,
+        dependencies=_BARE,
     )
     def show(trace_id: TraceId, assessment_id: Id, tenant: Tenant = "default") -> Response:
         """As it is now."""
-        return _one(assessments.one(tenant, trace_id, assessment_id) or _missing(trace_id, assessment_id))
+        return _shown(assessments.one(tenant, trace_id, assessment_id) or _missing(trace_id, assessment_id))
 
     @routes.put(
         "/traces/{trace_id}/assessments/{assessment_id}",
         summary="Keep an assessment under an id",
         response_model=AssessmentAnswer,
-        dependencies=bare,
+        dependencies=_BARE,
     )
     def put(trace_id: TraceId, assessment_id: Id, body: AssessmentBody, tenant: Tenant = "default") -> Response:
         """Replaces the whole assessment if there is one."""
-        return _one(assessments.put(tenant, [body.assessment(trace_id, assessment_id)])[0])
+        return _shown(assessments.put(tenant, [body.assessment(trace_id, assessment_id)])[0])
 
     @routes.patch(
         "/traces/{trace_id}/assessments/{assessment_id}",
         summary="Change an assessment",
         response_model=AssessmentAnswer,
-        dependencies=bare,
+        dependencies=_BARE,
     )
     def change(trace_id: TraceId, assessment_id: Id, body: AssessmentChange, tenant: Tenant = "default") -> Response:
         """What the body does not name stays as it is."""
         changed = assessments.change(tenant, trace_id, assessment_id, body.changes())
-        return _one(changed or _missing(trace_id, assessment_id))
+        return _shown(changed or _missing(trace_id, assessment_id))
 
     @routes.delete(
         "/traces/{trace_id}/assessments/{assessment_id}",
         summary="Remove an assessment",
         status_code=204,
         response_model=None,
-        dependencies=bare,
+        dependencies=_BARE,
     )
     def delete(trace_id: TraceId, assessment_id: Id, tenant: Tenant = "default") -> Response:
         """One that came with a span does not come back when the span is sent again."""
@@ -118,12 +128,14 @@ def router(assessments: kept.Assessments, assessed: Assessed) -> APIRouter:
             _missing(trace_id, assessment_id)
         return Response(status_code=204)
 
+
+def _of_many(routes: APIRouter, assessments: kept.Assessments, assessed: Assessed) -> None:
     @routes.post(
         "/assessments",
         summary="Assess many traces",
         response_model=Assessments,
         status_code=201,
-        dependencies=bare,
+        dependencies=_BARE,
     )
     def add_many(body: NewAssessments, tenant: Tenant = "default") -> Response:
         """All of the batch is kept, or nothing."""
@@ -140,8 +152,6 @@ def router(assessments: kept.Assessments, assessed: Assessed) -> APIRouter:
         """How many, their mean, and their labels. Without times, those of traces that have not come count, too."""
         found = assessed.summary(tenant, _summary_filter(parameters))
         return json_response({"assessments": [summary_json(one) for one in found]})
-
-    return routes
 
 
 def _summary_filter(parameters: SummaryParameters) -> SummaryFilter:
@@ -169,5 +179,5 @@ def _missing(trace_id: bytes, assessment_id: str) -> Assessment:
     )
 
 
-def _one(assessment: Assessment, status_code: int = 200) -> Response:
+def _shown(assessment: Assessment, status_code: int = 200) -> Response:
     return json_response(assessment_json(assessment), status_code)
