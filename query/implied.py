@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 
 from query.registry import Registry
 from query.registry_lookup import Link as Key
@@ -36,7 +35,6 @@ WHERE Entity = {entity:String} AND Id = {id:String} AND Deleted = 0
 ORDER BY Start DESC
 LIMIT {limit:UInt64}"""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _log = logging.getLogger(__name__)
 
 
@@ -106,8 +104,7 @@ class ImpliedLinks:
                 return
             tenants = sorted(kept.tenants)
         stored = {tenant: self._traces(tenant, entity, id_) for tenant in tenants}
-        updated = _EPOCH + timedelta(microseconds=time.time_ns() // 1000)
-        row = (entity, id_, list(implied), tenants, updated)
+        row = (entity, id_, list(implied), tenants, time.time_ns() // 1000)
         self._engine.insert("implied", ("Entity", "Id", "Links", "Tenants", "Updated"), [row])
         with self._lock:
             kept.implied = implied

@@ -5,7 +5,6 @@ trace.
 """
 
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import orjson
 
 from storage.engine import Engine
 from storage.linking import ENTITIES, Link
+from storage.row_clock import RowClock
 
 MLFLOW = "mlflow"
 DESCRIBED = ("run", "model")
@@ -63,10 +63,7 @@ class Annotations:
         self._engine = engine
         self._touch = touch
         self._writing = threading.Lock()
-        self._updated_us = max(
-            int(engine.rows(f"SELECT toUnixTimestamp64Micro(max(Updated)) FROM spanhouse.{table}")[0][0])
-            for table in ("explicit_links", "entities")
-        )
+        self._clock = RowClock.of(engine, 1_000_000, "Updated", "explicit_links", "entities")
 
     def link(  # noqa: PLR0917 (a link has so many sides)
         self, tenant: str, trace_ids: Iterable[bytes], entity: str, id: str, version: str = "", source: str = "api"
@@ -118,20 +115,15 @@ class Annotations:
         return changed
 
     def _write(self, tenant: str, links: Iterable[tuple[bytes, str, str, str, str, str, int]]) -> None:
-        updated_us = self._next_us()
+        updated_us = self._clock.next()
         rows = [(tenant, *link, updated_us) for link in links]
         for at in range(0, len(rows), WRITE_ROWS_MAX):
             self._engine.insert("explicit_links", _LINKS, rows[at : at + WRITE_ROWS_MAX])
 
-    def _next_us(self) -> int:
-        """Of two rows of one key the later one counts, also when a clock was set back."""
-        self._updated_us = max(self._updated_us + 1, time.time_ns() // 1000)
-        return self._updated_us
-
     def put_entity(self, tenant: str, entity: str, id: str, version: str, metadata: Mapping[str, Any]) -> None:
         """Keep what somebody says of an entity, in place of what was said before."""
         with self._writing:
-            row = (tenant, entity, id, version, orjson.dumps(dict(metadata)).decode(), 0, self._next_us())
+            row = (tenant, entity, id, version, orjson.dumps(dict(metadata)).decode(), 0, self._clock.next())
             self._engine.insert("entities", _ENTITIES, [row])
 
     def delete_entity(self, tenant: str, entity: str, id: str, version: str) -> bool:
@@ -139,7 +131,7 @@ class Annotations:
         if self.entity(tenant, entity, id, version) is None:
             return False
         with self._writing:
-            row = (tenant, entity, id, version, "{}", 1, self._next_us())
+            row = (tenant, entity, id, version, "{}", 1, self._clock.next())
             self._engine.insert("entities", _ENTITIES, [row])
         return True
 

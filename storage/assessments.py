@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -25,7 +24,6 @@ OF_TRACE_MAX = 1_000
 """Assessments of one trace in an answer, the oldest first."""
 WRITE_ROWS_MAX = 1_000
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = (
     "Tenant", "TraceId", "AssessmentId", "SpanId", "Name", "Kind", "Number", "Text", "Value", "SourceType", "SourceId",
     "Rationale", "Error", "Metadata", "Created", "Deleted", "Updated",
@@ -184,8 +182,8 @@ def _row(tenant: str, a: Assessment, deleted: bool) -> tuple[Any, ...]:
     error = "" if a.error is None else orjson.dumps(a.error).decode()
     return (
         tenant, a.trace_id, a.assessment_id, a.span_id, a.name, a.kind, a.number, a.text, value, a.source_type,
-        a.source_id, a.rationale, error, metadata, _moment(a.created_unix_nano), int(deleted),
-        _moment(a.updated_unix_nano),
+        a.source_id, a.rationale, error, metadata, a.created_unix_nano // 1000, int(deleted),
+        a.updated_unix_nano // 1000,
     )  # fmt: skip
 
 
@@ -219,7 +217,3 @@ def _word(value: Any) -> str:
 
 def _now() -> int:
     return time.time_ns() // 1000 * 1000
-
-
-def _moment(unix_nano: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=unix_nano // 1000)

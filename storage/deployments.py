@@ -4,7 +4,6 @@ Few enough to be kept in memory, those of all tenants. Called from the threads o
 """
 
 import threading
-import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ from typing import Any
 
 from storage.engine import Engine
 from storage.linking import Deployment
+from storage.row_clock import RowClock
 
 DEPLOYMENTS_MAX = 10_000
 """Of all tenants, those of the file aside: each is looked at for every trace of its tenant."""
@@ -42,13 +42,14 @@ class Deployments:
     def __init__(self, engine: Engine, of_file: Mapping[str, Sequence[Deployment]] | None = None) -> None:
         self._engine = engine
         self._changing = threading.Lock()
-        self._updated_us = 0
+        last_us = 0
         self._by_tenant: dict[str, dict[str, Deployment]] = {}
         for *row, updated_us, deleted in engine.rows(_READ):
-            self._updated_us = max(self._updated_us, updated_us)
+            last_us = max(last_us, updated_us)
             if not deleted:
                 tenant, deployment = row[0], _deployment(row[1:])
                 self._by_tenant.setdefault(tenant, {})[deployment.id] = deployment
+        self._clock = RowClock(1_000_000, last_us)
         self._of_file = dict(of_file or {})
 
     def of(self, tenant: str) -> list[Deployment]:
@@ -84,11 +85,10 @@ class Deployments:
             return True
 
     def _write(self, tenant: str, d: Deployment, *, deleted: bool) -> None:
-        self._updated_us = max(self._updated_us + 1, time.time_ns() // 1000)
         until = _STILL_RUNS if d.until_unix_nano is None else d.until_unix_nano
         row = (
             tenant, d.id, d.service, d.environment, d.model_name, d.model_version, d.since_unix_nano, until,
-            int(deleted), self._updated_us,
+            int(deleted), self._clock.next(),
         )  # fmt: skip
         self._engine.insert("deployments", _COLUMNS, [row])
 

@@ -162,8 +162,8 @@ class Engine:
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Insert rows into a table of ours. On return they are on disk and every read sees them (some 10 ms).
 
-        FixedString takes bytes, DateTime64 an aware datetime, a Tuple a tuple. Raises StoreUnavailable, after which the
-        same rows may be inserted again: the tables written this way replace rows of the same key.
+        FixedString takes bytes, DateTime64 its ticks since 1970, a Tuple a tuple. Raises StoreUnavailable, after which
+        the same rows may be inserted again: the tables written this way replace rows of the same key.
         """
         try:
             with self._inserting:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from storage.engine import Engine
@@ -18,7 +17,6 @@ from storage.engine import Engine
 WRITE_ROWS_MAX = 1_000
 """Rows of one insert."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME_MAX_MS = 4_102_444_800_000
 """2100: later than this no trace begins, whatever its sender's clock says."""
 _LOCKS = 64
@@ -129,13 +127,12 @@ class MlflowTraces:
 
 
 def _row(tenant: str, trace: MlflowTrace) -> tuple[Any, ...]:
-    requested = _EPOCH + timedelta(milliseconds=min(max(trace.requested_ms, 0), _TIME_MAX_MS))
+    requested = min(max(trace.requested_ms, 0), _TIME_MAX_MS)
     duration = -1 if trace.duration_ms is None else trace.duration_ms
-    updated = _EPOCH + timedelta(microseconds=trace.updated_unix_micro)
     return (
         tenant, trace.trace_id, trace.experiment_id, requested, duration, trace.state, trace.client_request_id,
         trace.request_preview, trace.response_preview, trace.metadata, trace.tags, list(trace.runs),
-        list(trace.prompts), int(trace.announced), int(trace.deleted), updated,
+        list(trace.prompts), int(trace.announced), int(trace.deleted), trace.updated_unix_micro,
     )  # fmt: skip
 
 

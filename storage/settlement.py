@@ -5,7 +5,6 @@ fails leaves the batch to be settled again: rows of a trace that were written be
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from storage.deployments import Deployments
 from storage.engine import Engine
 from storage.facts import USED_KEYS, Facts, Price, Scoped, Share, TraceRow, facts_of
 from storage.linking import SAID_KEYS, Link, Origin
+from storage.row_clock import RowClock
 from storage.spans import Attributes
 from storage.vocabulary import Vocabulary
 
@@ -101,10 +101,7 @@ class Settlement:
         self._deployments = deployments
         self._trace_spans_max = trace_spans_max
         self._scoped: dict[tuple[str, int], Scoped] = {}
-        self._settled_ms = max(
-            int(engine.rows(f"SELECT toUnixTimestamp64Milli(max(Settled)) FROM spanhouse.{table}")[0][0])
-            for table in ("facts", "links")
-        )
+        self._clock = RowClock.of(engine, 1_000, "Settled", "facts", "links")
 
     def settle(self, tenant: str, batch: Sequence[Extent]) -> dict[bytes, Outcome]:
         """Settle the traces of a batch. What has no spans in the store is not in the answer.
@@ -136,7 +133,7 @@ class Settlement:
         scoped = self.scoped(tenant, {origin for row in rows for origin in row.origins})
         before = self._before(tenant, [row for row in rows if extents[row.trace_id].written is not False])
         deployments = self._deployments.of(tenant)
-        settled_ms = self._next_ms()
+        settled_ms = self._clock.next()
         written, gone = [], []
         for row in rows:
             extent = extents[row.trace_id]
@@ -183,11 +180,6 @@ class Settlement:
             tenant, row.trace_id, start, duration, facts.root_name, facts.root_service, spans, whole.errors,
             int(whole.failed), int(truncated), *usage, facts.duplicates, *models, facts.links, agents, settled_ms,
         )  # fmt: skip
-
-    def _next_ms(self) -> int:
-        """Of two rows of a trace the later one counts, also when a clock was set back."""
-        self._settled_ms = max(self._settled_ms + 1, time.time_ns() // 1_000_000)
-        return self._settled_ms
 
     # Reading
 

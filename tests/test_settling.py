@@ -283,7 +283,7 @@ def test_arrivals_after_the_clock_was_set_back(house: House, monkeypatch: pytest
 def test_newer_rows_count_after_the_clock_was_set_back(house: House, monkeypatch: pytest.MonkeyPatch):
     house.load(request(call(1, 1)))
     house.settle()
-    monkeypatch.setattr("storage.settlement.time.time_ns", lambda: 1_000_000_000)
+    monkeypatch.setattr("storage.row_clock.time.time_ns", lambda: 1_000_000_000)
     house.load(request(call(1, 2)))
     eventually(lambda: house.facts(trace_id(1))["InputTokens"] == 200)
 
