@@ -3,7 +3,7 @@
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -188,3 +188,15 @@ def served(front: Front) -> Iterator[str]:
     listener = listen("127.0.0.1", 0)
     with http_server(app, listener, lambda: None, log_config=None):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def fronts_of(store: Store, upstream: Upstream) -> Iterator[dict[str, tuple[Front, str]]]:
+    """Gateways with a server behind them, without one, and with one that is away; each with its address."""
+    with ExitStack() as stack:
+        made = {
+            "with": Front(store, upstream.url),
+            "without": Front(store, None),
+            "away": Front(store, "http://127.0.0.1:9"),
+        }
+        yield {name: (front, stack.enter_context(served(front))) for name, front in made.items()}

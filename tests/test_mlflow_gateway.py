@@ -4,12 +4,11 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from mlflow_front import Client, Front, Upstream, served, tr
+from mlflow_front import Client, Front, Upstream, fronts_of, tr
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from otlp_building import attribute, request, span
@@ -35,13 +34,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def fronts(store: Store, upstream: Upstream) -> Iterator[dict[str, tuple[Front, str]]]:
-    with ExitStack() as stack:
-        made = {
-            "with": Front(store, upstream.url),
-            "without": Front(store, None),
-            "away": Front(store, "http://127.0.0.1:9"),
-        }
-        yield {name: (front, stack.enter_context(served(front))) for name, front in made.items()}
+    with fronts_of(store, upstream) as made:
+        yield made
 
 
 @pytest.fixture

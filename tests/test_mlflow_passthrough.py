@@ -2,12 +2,11 @@
 
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
-from mlflow_front import Client, Front, Upstream, served, tr
+from mlflow_front import Client, Front, Upstream, fronts_of, served, tr
 from otlp_building import request, span
 from store import Store
 
@@ -30,13 +29,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def fronts(store: Store, upstream: Upstream) -> Iterator[dict[str, tuple[Front, str]]]:
-    with ExitStack() as stack:
-        made = {
-            "with": Front(store, upstream.url),
-            "without": Front(store, None),
-            "away": Front(store, "http://127.0.0.1:9"),
-        }
-        yield {name: (front, stack.enter_context(served(front))) for name, front in made.items()}
+    with fronts_of(store, upstream) as made:
+        yield made
 
 
 @pytest.fixture
