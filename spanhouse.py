@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from query.mlflow.gateway import Asgi
     from query.registry import Registry
     from storage.engine import Engine
+    from storage.hosts import Hosts
     from storage.linking import Deployment
     from storage.prices import Prices
     from storage.spans import Span
@@ -97,6 +98,14 @@ class Settings(BaseSettings):
         ByteSize(512 * MIB), description="Memory that one query may use; beyond it the query is refused."
     )
     query_timeout_s: Seconds = Field(30, description="Time after which a query is given up.")
+    clickhouse: str | None = Field(
+        None,
+        description="ClickHouse server that keeps the store, as http://host:8123; several with commas. "
+        "Without it, chDB keeps it in this process.",
+    )
+    clickhouse_user: str = Field("default", description="User at the ClickHouse server.")
+    clickhouse_password_file: Path | None = Field(None, description="File with the password of that user.")
+    clickhouse_ca: Path | None = Field(None, description="Certificates to check the server's with, where it is https.")
     conventions: Path | None = Field(
         None, description="File of further attribute keys for the canonical columns (docs/conventions.md)."
     )
@@ -369,25 +378,42 @@ def _tables(settings: Settings) -> _Tables:
 
 
 def _open_store(settings: Settings, data_dir: Path, vocabulary: "Vocabulary") -> "Engine":
-    from storage.engine import Engine
+    from storage.embedded import Embedded
+    from storage.engine import Bounds
     from storage.errors import StoreError
     from storage.migrate import migrated
+    from storage.server import Server
 
-    def opened() -> Engine:
-        return Engine(
-            data_dir / "store",
-            vocabulary,
-            memory_bytes_max=settings.engine_memory_bytes_max,
-            query_memory_bytes_max=settings.query_memory_bytes_max,
-            query_timeout_s=settings.query_timeout_s,
-        )
-
+    bounds = Bounds(
+        memory_bytes_max=settings.engine_memory_bytes_max,
+        query_memory_bytes_max=settings.query_memory_bytes_max,
+        query_timeout_s=settings.query_timeout_s,
+    )
+    hosts, directory = _hosts(settings), data_dir / "store"
+    directory.mkdir(parents=True, exist_ok=True)
+    os.chdir(directory)  # chDB writes `__cache__` into the working directory, whatever it is told
     try:
-        engine = migrated(opened)
+        if hosts is None:
+            return migrated(lambda: Embedded(directory, vocabulary, bounds))
+        return migrated(lambda: Server(hosts, vocabulary, bounds))
     except StoreError as error:
         raise CannotServe(str(error)) from error
-    os.chdir(data_dir / "store")  # chDB writes `__cache__` into the working directory, whatever it is told
-    return engine
+
+
+def _hosts(settings: Settings) -> "Hosts | None":
+    """The ClickHouse servers; None for the one inside."""
+    from storage.hosts import BadAddress, Hosts, hosts_of
+
+    if settings.clickhouse is None:
+        return None
+    path = settings.clickhouse_password_file
+    try:
+        password = path.read_text().strip() if path else ""
+        return Hosts(hosts_of(settings.clickhouse), settings.clickhouse_user, password, settings.clickhouse_ca)
+    except BadAddress as error:
+        raise CannotServe(str(error)) from error
+    except OSError as error:
+        raise CannotServe(f"cannot read the password in {path}: {error.strerror}") from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from benchmarks.payloads import Payload
 from collector.frames import Frame, encode_frame
 from storage.canonical import CanonicalSql
 from storage.decode import Decoder
+from storage.embedded import Embedded
 from storage.engine import Engine
 from storage.migrate import migrate
 from storage.vocabulary import load
@@ -73,7 +74,7 @@ def measure(directory: Path, payload: Payload, rest_s_max: float, vocabulary: bo
     Without `vocabulary` nothing is mapped to canonical columns: what that costs is the difference.
     """
     segments = write_segments(directory, payload)
-    engine, meter = Engine(directory / "store", load()), Meter(os.getpid())
+    engine, meter = Embedded(directory / "store", load()), Meter(os.getpid())
     if not vocabulary:
         engine._decoder = Decoder(_NoWords(load()))
     migrate(engine)
@@ -88,7 +89,7 @@ def measure(directory: Path, payload: Payload, rest_s_max: float, vocabulary: bo
 
 def held(store: Path) -> Held:
     """What is in the store of a server that has stopped."""
-    return _held(Engine(store, load()))
+    return _held(Embedded(store, load()))
 
 
 def _held(engine: Engine) -> Held:

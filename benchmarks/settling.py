@@ -18,6 +18,7 @@ from benchmarks.meter import Meter, quantile
 from query.entities import Entities, Entity
 from storage.annotations import Annotations
 from storage.deployments import Deployments
+from storage.embedded import Embedded
 from storage.engine import Engine
 from storage.migrate import migrate
 from storage.prices import Prices
@@ -46,7 +47,7 @@ def main() -> None:
 def _settle(directory: Path, spans: int, traces: int) -> None:
     payload = payloads.write(directory / "agent", "agent", spans, seed=1)
     vocabulary = load()
-    engine, meter = Engine(directory / "store", vocabulary), Meter(os.getpid())
+    engine, meter = Embedded(directory / "store", vocabulary), Meter(os.getpid())
     migrate(engine)
     deployments = Deployments(engine)
     settler = Settler(engine, vocabulary, deployments, Prices(None).cost)

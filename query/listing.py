@@ -25,7 +25,7 @@ EARLIER = """SELECT TraceId, toUnixTimestamp64Nano(min(Timestamp))
 FROM spanhouse.spans
 WHERE TraceId IN (SELECT arrayJoin(arrayMap(t -> toFixedString(unhex(t), 16), {traces:Array(String)})))
     AND Timestamp >= fromUnixTimestamp64Nano({since:Int64}, 'UTC')
-    AND Timestamp <= fromUnixTimestamp64Nano({until:Int64}, 'UTC')
+    AND Timestamp <= fromUnixTimestamp64Nano(least({until:Int64}, 4294967295000000000), 'UTC')
     AND Received <= toDateTime({as_of:Int64}, 'UTC')
 GROUP BY TraceId"""
 """Where traces started as far as was known at some time."""

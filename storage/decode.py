@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from storage.canonical import CanonicalSql
 from storage.literals import literal
@@ -321,6 +322,19 @@ def settings() -> str:
     )
 
 
+class Rows(NamedTuple):
+    """What a segment has for a table: its columns, and the SELECT that reads them, settings included."""
+
+    table: str
+    columns: tuple[str, ...]
+    select: str
+
+    def insert(self, token: str) -> str:
+        """INSERT of them, at most once for a token."""
+        into = f"INSERT INTO spanhouse.{self.table} ({', '.join(self.columns)})"
+        return f"{into}\n{self.select}, insert_deduplication_token = {literal(token)}"
+
+
 class Decoder:
     """The statement, for one vocabulary."""
 
@@ -333,12 +347,10 @@ class Decoder:
             source = f"SELECT\n    *,\n    {aliases(step)}\nFROM\n(\n{source}\n)"
         self._select = f"SELECT\n    {', '.join(_COLUMNS)}, {_CANONICAL} AS Canonical\nFROM\n(\n{source}\n)"
 
-    def insert(self, path: Path, token: str) -> str:
-        """INSERT of one segment: every span of it becomes a row of `spanhouse.ingest`, at most once for a token.
+    def rows(self, path: Path) -> Rows:
+        """Of one segment: every span of it is a row of `spanhouse.ingest`.
 
-        `path` is absolute and, like `token`, made of the WAL's own file names: both are quoted all the same.
+        `path` is absolute and made of the WAL's own file names: it is quoted all the same.
         """
-        columns = ", ".join((*_COLUMNS, "Canonical"))
         select = self._select.replace("{path}", literal(str(path)))
-        options = f"{settings()}, insert_deduplication_token = {literal(token)}"
-        return f"INSERT INTO spanhouse.ingest ({columns})\n{select}\nSETTINGS {options}"
+        return Rows("ingest", (*_COLUMNS, "Canonical"), f"{select}\nSETTINGS {settings()}")

@@ -14,6 +14,7 @@ from storage.decode import (
     NEAR_DAYS,
     START_MAX_UNIX_NANO,
     VALUE,
+    Rows,
     aliases,
     content_rule,
     settings,
@@ -93,8 +94,7 @@ def _select() -> str:
     return f"SELECT\n    {aliases(_COLUMNS)}\nFROM\n(\n{_records('{path}')}\n)"
 
 
-def insert(path: Path, token: str) -> str:
-    """INSERT of one segment: every log record of it becomes a row of `spanhouse.records`, at most once for a token."""
+def rows(path: Path) -> Rows:
+    """Of one segment: every log record of it is a row of `spanhouse.records`."""
     select = _select().replace("{path}", literal(str(path)))
-    options = f"{settings()}, insert_deduplication_token = {literal(token)}"
-    return f"INSERT INTO spanhouse.records ({', '.join(_COLUMNS)})\n{select}\nSETTINGS {options}"
+    return Rows("records", tuple(_COLUMNS), f"{select}\nSETTINGS {settings()}")

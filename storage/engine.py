@@ -1,34 +1,31 @@
-"""The only ClickHouse client: chDB, ClickHouse inside this process, through clickhouse-connect.
+"""ClickHouse as the rest of the program sees it, whether it runs inside this process or elsewhere.
 
-chDB runs one engine a process and one process a directory; a client handle does one statement at a time. So there is
-one handle for loads, used by the loader's thread alone, one for the rows that the API and the settling write, taken in
-turns, and a few for reads, handed out one to a query: that many run at once, and a further one waits its turn. The
-engine works outside the GIL.
+storage/embedded.py has ClickHouse inside the process (chDB), storage/server.py talks to servers; both through
+clickhouse-connect. A client handle does one statement at a time. So there is one handle for loads, used by the loader's
+thread alone, one for the rows that the API and the settling write, taken in turns, and a few for reads, handed out one
+to a query: that many run at once, and a further one waits its turn.
 
-Every read goes through `read`, which names the tenant: the engine itself adds `Tenant = …` to each table of ours that a
+Every read goes through `read`, which names the tenant: ClickHouse itself adds `Tenant = …` to each table of ours that a
 statement touches, so that no statement can forget it.
 """
 
 import os
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlencode
 
-import clickhouse_connect
-from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from storage import decode_records
 from storage.canonical import CanonicalSql
-from storage.decode import Decoder
+from storage.decode import Decoder, Rows
 from storage.errors import DataError, OutOfMemory, QueryTimeout, QueryTooLarge, StoreError, StoreUnavailable
 from storage.literals import literal
-from storage.phantoms import forget_phantoms
 from storage.vocabulary import Vocabulary
 
 MIB = 1 << 20
@@ -49,75 +46,67 @@ _DATA_CODES = frozenset(
 # 49 is LOGICAL_ERROR: what reading many millions of empty attributes comes to before a shortage of memory is noticed.
 _MEMORY_CODES = frozenset({241, 49})
 _TIME_CODES = frozenset({159, 160, 394})
-# BAD_ARGUMENTS and CANNOT_PARSE_PROTOBUF_SCHEMA, of the file in which the engine keeps the schema of a segment.
+# BAD_ARGUMENTS and CANNOT_PARSE_PROTOBUF_SCHEMA, of the file in which chDB keeps the schema of a segment.
 _SCHEMA_CODES = frozenset({36, 434})
 _SCHEMA_FILE = "'__cache__/"
 _SIZE_CODES = frozenset({158, 307, 396, 241, 191, 162, 167, 168})
 
+Signal = Literal["traces", "logs"]
 
-class Engine:
-    """ClickHouse in this process, with its data in `path`; `vocabulary` is what loads apply.
 
-    `memory_bytes_max` bounds the engine together with the rest of the process, since it measures what is resident;
-    `query_memory_bytes_max` and `query_timeout_s` bound one read, `readers` how many run at once.
-    """
+Client = Any
+"""A handle of clickhouse-connect, or of storage/hosts.py: `command`, `query`, `insert` and `close` are used of it."""
 
-    def __init__(
-        self,
-        path: Path,
-        vocabulary: Vocabulary,
-        *,
-        memory_bytes_max: int = 1536 * MIB,
-        query_memory_bytes_max: int = 512 * MIB,
-        query_timeout_s: float = 30,
-        readers: int = 4,
-    ) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """`memory_bytes_max` is of the whole process, the others of one read; `readers` is how many run at once."""
+
+    memory_bytes_max: int = 1536 * MIB
+    query_memory_bytes_max: int = 512 * MIB
+    query_timeout_s: float = 30
+    readers: int = 4
+
+
+DEFAULT = Bounds()
+
+
+class Engine(ABC):
+    """A store; `vocabulary` is what loads apply."""
+
+    def __init__(self, vocabulary: Vocabulary, bounds: Bounds) -> None:
         self._decoder = Decoder(CanonicalSql(vocabulary))
         self.record_loads = 0  # loads of log records: as long as it stands, a tenant without any has none
-        self._path = path.absolute()
-        try:
-            self._path.mkdir(parents=True, exist_ok=True)
-            forget_phantoms(self._path)
-        except OSError as error:
-            raise StoreUnavailable(f"cannot use the store in {self._path}: {error.strerror}") from error
         self._read_settings = {
-            "max_memory_usage": query_memory_bytes_max,
-            "max_execution_time": query_timeout_s,
+            "max_memory_usage": bounds.query_memory_bytes_max,
+            "max_execution_time": bounds.query_timeout_s,
             "max_threads": 2,
             "max_block_size": 8192,
             "log_queries": 0,
         }
-        # Caches and pools of chDB suit a server of its own: five gigabytes each for marks and primary keys.
-        self._server = urlencode(
-            {
-                "max_server_memory_usage": memory_bytes_max,
-                "mark_cache_size": 32 * MIB,
-                "primary_index_cache_size": 32 * MIB,
-                "index_mark_cache_size": 8 * MIB,
-                "query_condition_cache_size": 8 * MIB,
-                "mmap_cache_size": 64,
-                "background_pool_size": 2,
-                "background_schedule_pool_size": 4,
-                "max_thread_pool_size": 64,
-                "max_thread_pool_free_size": 4,
-            }
-        )
-        # Whoever opens the engine first starts its threads, and threads inherit their niceness: loads and merges yield
-        # to the receivers, whose acknowledgements somebody waits for.
-        with ThreadPoolExecutor(1, "engine", yield_to_others) as opener:
-            try:
-                self._writer = opener.submit(self._open).result()
-            except ClickHouseError as error:
-                raise StoreUnavailable(f"cannot open the store in {self._path}: {_text(error)}") from error
+        self._writer = self._open_first()
         self._inserter = self._open()
         self._inserting = threading.Lock()
         self._readers: queue.LifoQueue[Client] = queue.LifoQueue()
-        for _ in range(readers):
+        for _ in range(bounds.readers):
             self._readers.put(self._open())
-        self._reader_count = readers
+        self._reader_count = bounds.readers
 
+    @abstractmethod
     def _open(self) -> Client:
-        return clickhouse_connect.get_client(interface="chdb", path=f"{self._path}?{self._server}")
+        """A handle."""
+
+    def _open_first(self) -> Client:
+        """The first one."""
+        return self._open()
+
+    @abstractmethod
+    def _load(self, rows: Rows, token: str) -> None:
+        """Insert the rows of a segment, once for a token. Raises ClickHouseError."""
+
+    @abstractmethod
+    def _forget_schema_files(self) -> None:
+        """Have chDB write them again: what it wrote on a full disk is cut, and it goes on believing that."""
 
     def close(self) -> None:
         """Close all handles. Waits for running statements."""
@@ -133,7 +122,7 @@ class Engine:
             with self._reader() as client:
                 client.query("SELECT 1")
         except (ClickHouseError, StoreError) as error:
-            return {"store": _text(error)}
+            return {"store": text_of(error)}
         return {}
 
     def command(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Any:
@@ -141,7 +130,7 @@ class Engine:
         try:
             return self._writer.command(sql, parameters=dict(parameters or {}))
         except ClickHouseError as error:
-            raise StoreUnavailable(f"cannot change the store: {_text(error)}") from error
+            raise StoreUnavailable(f"cannot change the store: {text_of(error)}") from error
 
     def alter(self, sql: str, parameters: Mapping[str, Any]) -> None:
         """Begin a change of stored rows; the engine carries it out in its background (system.mutations)."""
@@ -149,15 +138,16 @@ class Engine:
             with self._inserting:
                 self._inserter.command(sql, parameters=dict(parameters))
         except ClickHouseError as error:
-            raise StoreUnavailable(f"cannot change stored rows: {_text(error)}") from error
+            raise StoreUnavailable(f"cannot change stored rows: {text_of(error)}") from error
 
     def rows(self, sql: str) -> Sequence[Sequence[Any]]:
         """Rows of a statement over the engine's own state: parts, merges, migrations. No tenant's data."""
         try:
             with self._reader() as client:
-                return client.query(sql).result_rows
+                rows: Sequence[Sequence[Any]] = client.query(sql).result_rows
+                return rows
         except ClickHouseError as error:
-            raise StoreUnavailable(f"cannot ask the store: {_text(error)}") from error
+            raise StoreUnavailable(f"cannot ask the store: {text_of(error)}") from error
 
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Insert rows into a table of ours. On return they are on disk and every read sees them (some 10 ms).
@@ -169,22 +159,20 @@ class Engine:
             with self._inserting:
                 self._inserter.insert(f"spanhouse.{table}", rows, column_names=list(columns))
         except ClickHouseError as error:
-            raise StoreUnavailable(f"cannot write to {table}: {_text(error)}") from error
+            raise StoreUnavailable(f"cannot write to {table}: {text_of(error)}") from error
 
-    def load(self, segment: Path, token: str, signal: Literal["traces", "logs"] = "traces") -> None:
+    def load(self, segment: Path, token: str, signal: Signal = "traces") -> None:
         """Insert every span, or log record, of a segment, once for a token. On return it is on disk, in all tables.
 
         Raises DataError if the bytes do not load, today or ever; OutOfMemory if the segment may be too large for the
         memory there is; StoreUnavailable for all else, after which the same call with the same token is safe.
         """
+        path = segment.absolute()
         try:
-            path = segment.absolute()
-            self._writer.command(
-                self._decoder.insert(path, token) if signal == "traces" else decode_records.insert(path, token)
-            )
+            self._load(self._decoder.rows(path) if signal == "traces" else decode_records.rows(path), token)
             self.record_loads += signal == "logs"
         except ClickHouseError as error:
-            text = f"cannot load {segment.name}: {_text(error)}"
+            text = f"cannot load {segment.name}: {text_of(error)}"
             code = getattr(error, "code", None)
             if code in _SCHEMA_CODES and _SCHEMA_FILE in text:
                 self._forget_schema_files()
@@ -194,13 +182,6 @@ class Engine:
             if code in _MEMORY_CODES:
                 raise OutOfMemory(text) from error
             raise StoreUnavailable(text) from error
-
-    def _forget_schema_files(self) -> None:
-        """Have the engine write them again: what it wrote on a full disk is cut, and it goes on believing that."""
-        try:
-            self._writer.command("SYSTEM DROP FORMAT SCHEMA CACHE")
-        except ClickHouseError as error:
-            raise StoreUnavailable(f"cannot remove a damaged schema file: {_text(error)}") from error
 
     def read(self, tenant: str, sql: str, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
         """Columns of what a statement selects from one tenant's rows; strings come as bytes.
@@ -227,7 +208,7 @@ class Engine:
                 raise QueryTooLarge(
                     "cannot answer within the memory of a query; ask for a shorter time range"
                 ) from error
-            raise StoreUnavailable(f"cannot read from the store: {_text(error)}") from error
+            raise StoreUnavailable(f"cannot read from the store: {text_of(error)}") from error
 
     @contextmanager
     def _reader(self) -> Iterator[Client]:
@@ -248,6 +229,6 @@ def yield_to_others() -> None:
         os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))
 
 
-def _text(error: Exception) -> str:
-    """The first line of what the engine says, without its stack and version."""
+def text_of(error: Exception) -> str:
+    """The first line of what ClickHouse says, without its stack and version."""
     return str(error).split("\n", 1)[0].split(" (version ", 1)[0][:500]

@@ -6,7 +6,7 @@ have run; each of them can run again, so a start that was cut short is simply re
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +86,7 @@ def migrate(engine: Engine, directory: Path = SCHEMA) -> list[str]:
             f"cannot use this store: it has {', '.join(unknown)}, which this program does not know; start the program "
             "that made it, or a newer one"
         )
+    settings = {name for [name] in engine.rows("SELECT name FROM system.merge_tree_settings")}
     done = []
     for migration in known:
         if migration.name in applied:
@@ -96,7 +97,7 @@ def migrate(engine: Engine, directory: Path = SCHEMA) -> list[str]:
                 )
             continue
         for statement in migration.statements():
-            engine.command(statement)
+            engine.command(_understood(statement, settings))
         engine.command(
             "INSERT INTO spanhouse.migrations (Name, Sha256) VALUES ({name:String}, {sha256:String})",
             {"name": migration.name, "sha256": migration.sha256},
@@ -104,3 +105,12 @@ def migrate(engine: Engine, directory: Path = SCHEMA) -> list[str]:
         logger.info("applied %s", migration.name)
         done.append(migration.name)
     return done
+
+
+def _understood(statement: str, settings: Container[str]) -> str:
+    """A statement without the settings of its table that this version of ClickHouse does not have."""
+    head, name, tail = statement.rpartition("\nSETTINGS")
+    if not name or not statement.startswith("CREATE TABLE"):
+        return statement
+    kept = [one for one in tail.split(",") if one.split("=")[0].strip() in settings]
+    return f"{head}{name}{','.join(kept)}" if kept else head

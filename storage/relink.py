@@ -61,7 +61,7 @@ def update(vocabulary: Vocabulary, scopes: dict[str, list[int]]) -> str:
     return (
         f"ALTER TABLE spanhouse.spans UPDATE Canonical = CAST(mapUpdate(CAST({new}, {_MAP}), {headers}), {_MAP})\n"
         "WHERE Tenant = {tenant:String} AND Timestamp >= fromUnixTimestamp64Nano({since:Int64}, 'UTC')"
-        " AND Timestamp < fromUnixTimestamp64Nano({until:Int64}, 'UTC')"
+        " AND Timestamp <= fromUnixTimestamp64Nano(least({until:Int64} - 1, 4294967295000000000), 'UTC')"
     )
 
 

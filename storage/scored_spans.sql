@@ -14,7 +14,7 @@ PREWHERE TraceId IN
         FROM numbers(intDiv(length({traces:String}), 32))
     )
     AND Timestamp >= fromUnixTimestamp64Nano({start:Int64}, 'UTC')
-    AND Timestamp <= fromUnixTimestamp64Nano({end:Int64}, 'UTC')
+    AND Timestamp <= fromUnixTimestamp64Nano(least({end:Int64}, 4294967295000000000), 'UTC')
     AND
     (
         arrayExists(k -> k IN {keys:Array(String)} OR k = 'braintrust.span_attributes', mapKeys(StringAttributes))

@@ -36,6 +36,6 @@ FROM
             FROM numbers(intDiv(length({traces:String}), 32))
         )
         AND Timestamp >= fromUnixTimestamp64Nano({start:Int64}, 'UTC')
-        AND Timestamp <= fromUnixTimestamp64Nano({end:Int64}, 'UTC')
+        AND Timestamp <= fromUnixTimestamp64Nano(least({end:Int64}, 4294967295000000000), 'UTC')
 )
 GROUP BY TraceId

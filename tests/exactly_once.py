@@ -23,10 +23,10 @@ LOADED_S_MAX = 60
 _READ_STORE = """
 import json, sys
 from pathlib import Path
-from storage.engine import Engine
+from storage.embedded import Embedded
 from storage.vocabulary import load
 
-engine = Engine(Path(sys.argv[1]), load())
+engine = Embedded(Path(sys.argv[1]), load())
 spans = "SELECT Tenant, lower(hex(TraceId)), toUInt32(reinterpretAsUInt64(reverse(SpanId))) FROM spanhouse.spans"
 sums = "SELECT Tenant, lower(hex(TraceId)), sum(Spans) FROM spanhouse.traces GROUP BY Tenant, TraceId"
 content = "SELECT Tenant, lower(hex(TraceId)), count() FROM spanhouse.content GROUP BY Tenant, TraceId"

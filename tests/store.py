@@ -1,6 +1,7 @@
 """The real engine for tests of the store and of what reads it: segments are built here, loaded by the engine as `serve`
 would load them, and read back. One engine a process and a directory: close one before opening the next."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from collector.frames import Context, Frame, Signal, encode_frame
 from query.model import TraceFilter, TraceSummary
 from query.traces import Traces
+from storage.embedded import Embedded
 from storage.engine import Engine
+from storage.hosts import Hosts, hosts_of
 from storage.migrate import migrated
+from storage.server import Server
 from storage.vocabulary import Vocabulary, load
 
 Request = ExportTraceServiceRequest | ExportLogsServiceRequest | bytes
@@ -27,9 +31,20 @@ class Store:
     def __init__(self, directory: Path, vocabulary: Vocabulary | None = None) -> None:
         self.directory = directory
         self.vocabulary = vocabulary or load()
-        self.engine = migrated(lambda: Engine(directory / "store", self.vocabulary))
+        self.engine = migrated(self._open)
         self.traces = Traces(self.engine, self.vocabulary)
         self._segments = 0
+
+    def _open(self) -> Engine:
+        """The footing: chDB, or the server at CLICKHOUSE_URL, which is empty for a directory that has no store yet."""
+        url, path = os.environ.get("CLICKHOUSE_URL"), self.directory / "store"
+        if url is None:
+            return Embedded(path, self.vocabulary)
+        engine = Server(Hosts(hosts_of(url)), self.vocabulary)
+        if not path.exists():
+            path.mkdir()
+            engine.command("DROP DATABASE IF EXISTS spanhouse SYNC")
+        return engine
 
     def load(
         self,

@@ -14,7 +14,7 @@ SNAPSHOT = Path(__file__).with_name("snapshots") / "load.sql"
 def test_the_statement_is_known() -> None:
     """Regenerate with: rm tests/snapshots/load.sql, then run this test twice."""
     proto = decode.engine_proto().replace("\\", "\\\\").replace("'", "\\'")
-    statement = decode.Decoder(CanonicalSql(load())).insert(Path("/wal/segment.wal"), "token")
+    statement = decode.Decoder(CanonicalSql(load())).rows(Path("/wal/segment.wal")).insert("token")
     text = statement.replace(proto, "<proto/wal.proto>") + "\n"
     if not SNAPSHOT.exists():
         SNAPSHOT.write_text(text)
@@ -23,7 +23,7 @@ def test_the_statement_is_known() -> None:
 
 
 def test_names_of_files_are_quoted() -> None:
-    statement = decode.Decoder(CanonicalSql(load())).insert(Path("/it's \\ here/{x}.wal"), "it's")
+    statement = decode.Decoder(CanonicalSql(load())).rows(Path("/it's \\ here/{x}.wal")).insert("it's")
     assert "file('/it\\'s \\\\ here/{x}.wal', 'Protobuf'" in statement
     assert "insert_deduplication_token = 'it\\'s'" in statement
 

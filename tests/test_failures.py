@@ -327,10 +327,10 @@ def test_a_store_of_a_newer_program_is_refused(tmp_path: Path) -> None:
     newer = """
 import sys
 from pathlib import Path
-from storage.engine import Engine
+from storage.embedded import Embedded
 from storage.vocabulary import load
 
-engine = Engine(Path(sys.argv[1]), load())
+engine = Embedded(Path(sys.argv[1]), load())
 engine.command("INSERT INTO spanhouse.migrations (Name, Sha256) VALUES ('9999_future.sql', 'x')")
 engine.close()
 """

@@ -18,8 +18,8 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "grpc": {"collector/otlp_grpc.py", "collector/status.py"},
-    "chdb": {"storage/engine.py"},
-    "clickhouse_connect": {"storage/engine.py"},
+    "chdb": {"storage/embedded.py"},
+    "clickhouse_connect": {"storage/engine.py", "storage/embedded.py", "storage/hosts.py", "storage/server.py"},
     "typer": {"spanhouse.py", "cli/commands.py"},
     "mlflow": {"query/registry.py"},
 }

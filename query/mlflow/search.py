@@ -55,7 +55,7 @@ _SPANS = """SELECT DISTINCT TraceId
 FROM spanhouse.spans
 WHERE TraceId IN (SELECT arrayJoin(arrayMap(t -> toFixedString(unhex(t), 16), {{traces:Array(String)}})))
     AND Timestamp >= fromUnixTimestamp64Nano({{start:Int64}}, 'UTC')
-    AND Timestamp <= fromUnixTimestamp64Nano({{end:Int64}}, 'UTC')
+    AND Timestamp <= fromUnixTimestamp64Nano(least({{end:Int64}}, 4294967295000000000), 'UTC')
     AND {conditions}"""
 _IN_CONTENT = """cityHash64(SpanId, Timestamp, Duration, SpanName) IN
     (

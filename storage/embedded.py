@@ -1,0 +1,68 @@
+"""The store in one process: chDB, ClickHouse as a library, with its data in a directory.
+
+chDB runs one engine a process and one process a directory. It works outside the GIL.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlencode
+
+import clickhouse_connect
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from storage.decode import Rows
+from storage.engine import DEFAULT, MIB, Bounds, Client, Engine, text_of, yield_to_others
+from storage.errors import StoreUnavailable
+from storage.phantoms import forget_phantoms
+from storage.vocabulary import Vocabulary
+
+SMALL = {
+    "mark_cache_size": 32 * MIB,
+    "primary_index_cache_size": 32 * MIB,
+    "index_mark_cache_size": 8 * MIB,
+    "query_condition_cache_size": 8 * MIB,
+    "mmap_cache_size": 64,
+    "background_pool_size": 2,
+    "background_schedule_pool_size": 4,
+    "max_thread_pool_size": 64,
+    "max_thread_pool_free_size": 4,
+}
+"""Caches and pools of chDB suit a server of its own: five gigabytes each for marks and primary keys."""
+
+
+class Embedded(Engine):
+    """ClickHouse in this process, with its data in `path`.
+
+    `bounds.memory_bytes_max` is of the engine together with the rest of the process: it measures what is resident.
+    """
+
+    def __init__(self, path: Path, vocabulary: Vocabulary, bounds: Bounds = DEFAULT) -> None:
+        self._path = path.absolute()
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            forget_phantoms(self._path)
+        except OSError as error:
+            raise StoreUnavailable(f"cannot use the store in {self._path}: {error.strerror}") from error
+        self._server = urlencode({"max_server_memory_usage": bounds.memory_bytes_max, **SMALL})
+        super().__init__(vocabulary, bounds)
+
+    def _open(self) -> Client:
+        return clickhouse_connect.get_client(interface="chdb", path=f"{self._path}?{self._server}")
+
+    def _open_first(self) -> Client:
+        # Whoever opens the engine first starts its threads, and threads inherit their niceness: loads and merges yield
+        # to the receivers, whose acknowledgements somebody waits for.
+        with ThreadPoolExecutor(1, "engine", yield_to_others) as opener:
+            try:
+                return opener.submit(self._open).result()
+            except ClickHouseError as error:
+                raise StoreUnavailable(f"cannot open the store in {self._path}: {text_of(error)}") from error
+
+    def _load(self, rows: Rows, token: str) -> None:
+        self._writer.command(rows.insert(token))
+
+    def _forget_schema_files(self) -> None:
+        try:
+            self._writer.command("SYSTEM DROP FORMAT SCHEMA CACHE")
+        except ClickHouseError as error:
+            raise StoreUnavailable(f"cannot remove a damaged schema file: {text_of(error)}") from error

@@ -1,0 +1,130 @@
+"""Handles on a ClickHouse server, or on whichever node of a cluster answers.
+
+A handle is opened when it is first used, so that the program starts while the servers are away. A node that does not
+answer is left for the next one in turn, by the handle that noticed; a statement that reads is asked once more there.
+"""
+
+import itertools
+import ssl
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
+
+CONNECT_TIMEOUT_S = 5
+SEND_RECEIVE_TIMEOUT_S = 300
+
+
+class BadAddress(Exception):
+    """The address of a server is none; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where a server listens for HTTP."""
+
+    host: str
+    port: int
+    secure: bool
+
+
+def hosts_of(text: str) -> tuple[Host, ...]:
+    """The hosts of `http://one:8123,http://two:8123`. Raises BadAddress."""
+    return tuple(_host(one.strip()) for one in text.split(","))
+
+
+def _host(text: str) -> Host:
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as error:
+        raise BadAddress(f"cannot use the ClickHouse address {text!r}: {error}") from error
+    if url.username or url.password:
+        raise BadAddress("cannot use a ClickHouse address with a password in it: give it by --clickhouse-password-file")
+    if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/") or url.query:
+        raise BadAddress(f"cannot use the ClickHouse address {text!r}: it should be like http://clickhouse:8123")
+    secure = url.scheme == "https"
+    return Host(url.hostname, port or (8443 if secure else 8123), secure)
+
+
+class Hosts:
+    """The servers, and how to log in. Thread-safe."""
+
+    def __init__(
+        self, hosts: Sequence[Host], user: str = "default", password: str = "", ca: Path | None = None
+    ) -> None:
+        self._hosts = hosts
+        self._login: dict[str, Any] = {"username": user, "password": password, "ca_cert": str(ca) if ca else ""}
+        self._next = itertools.cycle(range(len(hosts)))
+        self._lock = threading.Lock()
+
+    def connect(self) -> Any:
+        """A client of the first host that answers, from the next in turn on. Raises ClickHouseError."""
+        with self._lock:
+            first = next(self._next)
+        failed: ClickHouseError | None = None
+        for place in range(len(self._hosts)):
+            host = self._hosts[(first + place) % len(self._hosts)]
+            try:
+                return clickhouse_connect.get_client(
+                    host=host.host,
+                    port=host.port,
+                    secure=host.secure,
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    send_receive_timeout=SEND_RECEIVE_TIMEOUT_S,
+                    autogenerate_session_id=False,  # a session does one statement at a time, and dies with its node
+                    form_encode_query_params=True,  # traces by the thousand do not fit into an address
+                    query_retries=0,
+                    **{key: value for key, value in self._login.items() if value},
+                )
+            except (ClickHouseError, ssl.SSLError) as error:
+                failed = error if isinstance(error, ClickHouseError) else OperationalError(str(error))
+        assert failed is not None
+        raise failed
+
+
+class Handle:
+    """A client that is opened at first use, and on another host when its own is away."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts = hosts
+        self._client: Any = None
+
+    def command(self, cmd: str, parameters: dict[str, Any] | None = None) -> Any:
+        """Run a statement."""
+        return self._do("command", cmd, parameters=parameters)
+
+    def query(self, query: str, **options: Any) -> Any:
+        """Ask, once more on another host if this one went away."""
+        try:
+            return self._do("query", query, **options)
+        except OperationalError:
+            return self._do("query", query, **options)
+
+    def insert(self, table: str, data: Sequence[Sequence[Any]], column_names: list[str]) -> Any:
+        """Insert rows of Python's values."""
+        return self._do("insert", table, data, column_names=column_names, settings={"async_insert": 0})
+
+    def raw_insert(self, table: str, column_names: Sequence[str], block: bytes, settings: dict[str, Any]) -> Any:
+        """Insert a block in the server's own format."""
+        return self._do("raw_insert", table, column_names, block, settings, fmt="Native")
+
+    def close(self) -> None:
+        """Let go of the connection; the next use opens another."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _do(self, what: str, *arguments: Any, **named: Any) -> Any:
+        if self._client is None:
+            self._client = self._hosts.connect()
+        try:
+            return getattr(self._client, what)(*arguments, **named)
+        except OperationalError:  # the network's, not the statement's
+            self.close()
+            raise

@@ -1,0 +1,63 @@
+"""The store on a ClickHouse server, over HTTP.
+
+Segments are decoded here, by a chDB without data of its own, so that decoding scales with the collectors; the server
+takes blocks in its own format, with the segment's token.
+"""
+
+from typing import Any
+from urllib.parse import urlencode
+
+import clickhouse_connect
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from storage.decode import Rows
+from storage.embedded import SMALL
+from storage.engine import DEFAULT, Bounds, Client, Engine, text_of
+from storage.errors import StoreUnavailable
+from storage.hosts import Handle, Hosts
+from storage.vocabulary import Vocabulary
+
+# One block is one part in each table, and the same one when it is sent again; every column of ours is known.
+_LOADING: dict[str, Any] = {
+    "insert_deduplicate": 1,
+    "deduplicate_blocks_in_dependent_materialized_views": 1,
+    "async_insert": 0,
+    "max_insert_threads": 1,
+    "max_partitions_per_insert_block": 0,
+    "min_insert_block_size_rows": 0,
+    "min_insert_block_size_bytes": 0,
+    "max_insert_block_size": 4294967296,
+    "input_format_skip_unknown_fields": 0,
+}
+
+
+class Server(Engine):
+    """ClickHouse elsewhere. `bounds.memory_bytes_max` bounds the decoding together with the rest of this process."""
+
+    def __init__(self, hosts: Hosts, vocabulary: Vocabulary, bounds: Bounds = DEFAULT) -> None:
+        self._hosts = hosts
+        server = urlencode({"max_server_memory_usage": bounds.memory_bytes_max, **SMALL})
+        self._chdb = clickhouse_connect.get_client(interface="chdb", path=f":memory:?{server}")
+        self._loader = Handle(hosts)
+        super().__init__(vocabulary, bounds)
+
+    def _open(self) -> Client:
+        return Handle(self._hosts)
+
+    def close(self) -> None:
+        """Close all handles, and the decoder."""
+        super().close()
+        self._loader.close()
+        self._chdb.close()
+
+    def _load(self, rows: Rows, token: str) -> None:
+        block = self._chdb.raw_query(rows.select, fmt="Native")
+        if block:
+            settings = {**_LOADING, "insert_deduplication_token": token}
+            self._loader.raw_insert(f"spanhouse.{rows.table}", rows.columns, block, settings)
+
+    def _forget_schema_files(self) -> None:
+        try:
+            self._chdb.command("SYSTEM DROP FORMAT SCHEMA CACHE")
+        except ClickHouseError as error:
+            raise StoreUnavailable(f"cannot remove a damaged schema file: {text_of(error)}") from error
