@@ -62,7 +62,7 @@ _MATCHING = """
             WHERE Timestamp >= fromUnixTimestamp64Nano({{since:Int64}}, 'UTC') AND {conditions}
         )"""
 
-_IN_RESOURCE = """OriginId IN
+_IN_RESOURCE = """OriginId GLOBAL IN
             (
                 SELECT OriginId FROM spanhouse.origins
                 WHERE ResourceAttributes[{{{key}:String}}] IN {{{tagged}:Array(String)}}

@@ -1,8 +1,8 @@
 """Finds the traces of which spans arrived, and remembers what was settled of which.
 
-Both are the settling thread's alone. `traces` says of each trace when its last span arrived, by the second; what
-arrived since the last look is asked for, and a little more, since spans do not become readable in the order of their
-arrival. Traces that say nothing of agents and belong to nothing are passed over without a look at them: Said, Origins
+Both are the settling thread's alone. `traces` says of each trace when its last span was loaded, by the second; what
+was loaded since the last look is asked for, and a little more, since spans do not become readable in the order of their
+loading. Traces that say nothing of agents and belong to nothing are passed over without a look at them: Said, Origins
 and Services tell which they are.
 """
 
@@ -76,7 +76,7 @@ class Arrival:
     key: Key
     sign: int
     spans: int
-    received_unix_s: int
+    loaded_unix_s: int
     start_unix_nano: int
     end_unix_nano: int
     rooted: bool
@@ -97,7 +97,7 @@ class Arrivals:
         links: Callable[[str, Iterable[int]], Mapping[int, bool]],
     ) -> None:
         self.position_unix_s = since_unix_s
-        """What arrived before has been seen."""
+        """What was loaded before has been seen."""
         self._engine = engine
         self._services = services
         self._links = links
@@ -110,9 +110,9 @@ class Arrivals:
         if not seconds:
             return [], False
         until = _until(seconds)
-        window = f"Received >= toDateTime({since}, 'UTC')"
+        window = f"Loaded >= toDateTime({since}, 'UTC')"
         if until is not None:
-            window += f" AND Received < toDateTime({until}, 'UTC')"
+            window += f" AND Loaded < toDateTime({until}, 'UTC')"
         found = self._mattering(window, self._linking(origins), memory)
         if len(memory):
             found += self._remembered(window, {arrival.key for arrival in found}, memory)
@@ -121,11 +121,11 @@ class Arrivals:
         return found, until is not None
 
     def _seconds(self, since: int) -> tuple[dict[int, int], dict[str, set[int]]]:
-        """How many rows arrived in which second, and the origins of those that say nothing themselves, by tenant."""
+        """How many rows were loaded in which second; origins of those that say nothing themselves, by tenant."""
         rows = self._engine.rows(
-            "SELECT toString(Tenant), toUnixTimestamp(Received) AS Second, count(),"
+            "SELECT toString(Tenant), toUnixTimestamp(Loaded) AS Second, count(),"
             " groupUniqArrayArrayIf(Origins, Said = 0)"
-            f" FROM spanhouse.traces WHERE Received >= toDateTime({since}, 'UTC')"
+            f" FROM spanhouse.traces WHERE Loaded >= toDateTime({since}, 'UTC')"
             f" GROUP BY Tenant, Second ORDER BY Second LIMIT 100000 {_SETTINGS}"
         )
         seconds: dict[int, int] = {}
@@ -150,17 +150,17 @@ class Arrivals:
     def _mattering(self, window: str, linking: Sequence[int], memory: Memory) -> list[Arrival]:
         """Arrivals of traces that say something, by themselves or by who wrote them."""
         rows = self._engine.rows(
-            "SELECT toString(Tenant), TraceId, sum(Spans), toUnixTimestamp(max(traces.Received)),"
+            "SELECT toString(Tenant), TraceId, sum(Spans), toUnixTimestamp(max(traces.Loaded)),"
             " toUnixTimestamp64Nano(min(Start)), toUnixTimestamp64Nano(max(End)), max(Root) != ('', '')"
             f" FROM spanhouse.traces WHERE {window}"
             f" GROUP BY Tenant, TraceId HAVING {self._matters(linking)} {_SETTINGS}"
         )
         found = []
-        for tenant, trace_id, spans, received, start, end, rooted in rows:
-            key, sign = (tenant, trace_id), received << 32 | spans
+        for tenant, trace_id, spans, loaded, start, end, rooted in rows:
+            key, sign = (tenant, trace_id), loaded << 32 | spans
             kept = memory.get(key)
             if kept is None or kept.sign != sign:
-                found.append(Arrival(key, sign, spans, received, start, end, bool(rooted)))
+                found.append(Arrival(key, sign, spans, loaded, start, end, bool(rooted)))
         return found
 
     def _matters(self, linking: Sequence[int]) -> str:
@@ -176,19 +176,19 @@ class Arrivals:
         rows = self._engine.rows(
             "SELECT Tenant, hex(arrayStringConcat(groupArray(TraceId))), groupArray(First), groupArray(Latest),"
             " max(Last) FROM"
-            " (SELECT toString(Tenant) AS Tenant, TraceId, toUnixTimestamp(max(traces.Received)) AS Last,"
+            " (SELECT toString(Tenant) AS Tenant, TraceId, toUnixTimestamp(max(traces.Loaded)) AS Last,"
             " toUnixTimestamp64Nano(min(Start)) AS First, toUnixTimestamp64Nano(max(End)) AS Latest"
             f" FROM spanhouse.traces WHERE {window} GROUP BY Tenant, TraceId HAVING NOT max(Said))"
             f" GROUP BY Tenant {_SETTINGS}"
         )
         arrivals = []
-        for tenant, ids, starts, ends, received in rows:
+        for tenant, ids, starts, ends, loaded in rows:
             together = bytes.fromhex(ids)
             for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
                 key = (tenant, together[16 * i : 16 * i + 16])
                 kept = memory.get(key)
                 if kept is not None and key not in found:
-                    arrivals.append(Arrival(key, kept.sign, 0, received, start, end, rooted=False))
+                    arrivals.append(Arrival(key, kept.sign, 0, loaded, start, end, rooted=False))
         return arrivals
 
 

@@ -65,6 +65,7 @@ _COLUMNS = {
     "RecordKey": "cityHash64(span_id, happened, event_name, severity_number, severity_text, all_attributes, body,"
     " dropped_attributes)",
     "Received": "arrival",
+    "Loaded": "now('UTC')",
 }
 """Column of `records` → expression."""
 

@@ -42,15 +42,26 @@ class Deployments:
     def __init__(self, engine: Engine, of_file: Mapping[str, Sequence[Deployment]] | None = None) -> None:
         self._engine = engine
         self._changing = threading.Lock()
-        last_us = 0
         self._by_tenant: dict[str, dict[str, Deployment]] = {}
-        for *row, updated_us, deleted in engine.rows(_READ):
+        self._clock = RowClock(1_000_000, self._read())
+        self._of_file = dict(of_file or {})
+
+    def reload(self) -> None:
+        """Learn what other processes changed. Raises StoreUnavailable."""
+        with self._changing:
+            self._read()
+
+    def _read(self) -> int:
+        """Take what the store has, and give the time of its last row."""
+        last_us = 0
+        by_tenant: dict[str, dict[str, Deployment]] = {}
+        for *row, updated_us, deleted in self._engine.rows(_READ):
             last_us = max(last_us, updated_us)
             if not deleted:
                 tenant, deployment = row[0], _deployment(row[1:])
-                self._by_tenant.setdefault(tenant, {})[deployment.id] = deployment
-        self._clock = RowClock(1_000_000, last_us)
-        self._of_file = dict(of_file or {})
+                by_tenant.setdefault(tenant, {})[deployment.id] = deployment
+        self._by_tenant = by_tenant
+        return last_us
 
     def of(self, tenant: str) -> list[Deployment]:
         """All deployments of a tenant, by service and start."""

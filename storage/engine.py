@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from storage import decode_records
 from storage.canonical import CanonicalSql
+from storage.cluster import of_tenant
 from storage.decode import Decoder, Rows
 from storage.errors import DataError, OutOfMemory, QueryTimeout, QueryTooLarge, StoreError, StoreUnavailable
 from storage.literals import literal
@@ -76,7 +77,7 @@ class Engine(ABC):
 
     def __init__(self, vocabulary: Vocabulary, bounds: Bounds) -> None:
         self._decoder = Decoder(CanonicalSql(vocabulary))
-        self.record_loads = 0  # loads of log records: as long as it stands, a tenant without any has none
+        self._record_loads = 0
         self._read_settings = {
             "max_memory_usage": bounds.query_memory_bytes_max,
             "max_execution_time": bounds.query_timeout_s,
@@ -91,6 +92,11 @@ class Engine(ABC):
         for _ in range(bounds.readers):
             self._readers.put(self._open())
         self._reader_count = bounds.readers
+
+    shared = False
+    """Whether other processes read and write the same store."""
+    database = "spanhouse"
+    """Where the tables are that have rows of their own."""
 
     @abstractmethod
     def _open(self) -> Client:
@@ -132,8 +138,34 @@ class Engine(ABC):
         except ClickHouseError as error:
             raise StoreUnavailable(f"cannot change the store: {text_of(error)}") from error
 
+    @property
+    def record_loads(self) -> int:
+        """A number that rises when log records may have been loaded: as long as it stands, who had none has none."""
+        return self._record_loads
+
+    def definitions(self, statement: str) -> Iterable[str]:
+        """What a statement of the schema comes to on this store."""
+        return (statement,)
+
+    def define(self, statement: str) -> None:
+        """Run a statement of the schema. Raises StoreUnavailable; it may then run again."""
+        for one in self.definitions(statement):
+            self.command(one)
+
+    def system_table(self, name: str) -> str:
+        """What to read a table of ClickHouse's own state from, for all of the store."""
+        return f"system.{name}"
+
+    def mutations(self, table: str) -> list[tuple[str, bool, str]]:
+        """Name, whether it is done and why it fails, of each change of a table's rows that was begun."""
+        rows = self.rows(
+            "SELECT mutation_id, is_done, latest_fail_reason"
+            f" FROM {self.system_table('mutations')} WHERE database = '{self.database}' AND table = '{table}'"
+        )
+        return [(name, bool(done), reason) for name, done, reason in rows]
+
     def alter(self, sql: str, parameters: Mapping[str, Any]) -> None:
-        """Begin a change of stored rows; the engine carries it out in its background (system.mutations)."""
+        """Begin a change of stored rows; the engine carries it out in its background (`mutations`)."""
         try:
             with self._inserting:
                 self._inserter.command(sql, parameters=dict(parameters))
@@ -170,7 +202,7 @@ class Engine(ABC):
         path = segment.absolute()
         try:
             self._load(self._decoder.rows(path) if signal == "traces" else decode_records.rows(path), token)
-            self.record_loads += signal == "logs"
+            self._record_loads += signal == "logs"
         except ClickHouseError as error:
             text = f"cannot load {segment.name}: {text_of(error)}"
             code = getattr(error, "code", None)
@@ -188,7 +220,7 @@ class Engine(ABC):
 
         Raises QueryTimeout, QueryTooLarge or StoreUnavailable.
         """
-        filters = {f"spanhouse.{table}": f"Tenant = {literal(tenant)}" for table in TENANT_TABLES}
+        filters = dict.fromkeys(of_tenant(TENANT_TABLES), f"Tenant = {literal(tenant)}")
         try:
             with self._reader() as client:
                 result = client.query(

@@ -1,13 +1,13 @@
 """Handles on a ClickHouse server, or on whichever node of a cluster answers.
 
-A handle is opened when it is first used, so that the program starts while the servers are away. A node that does not
-answer is left for the next one in turn, by the handle that noticed; a statement that reads is asked once more there.
+A handle is opened when it is first used, so that the program starts while the servers are away. All handles of a
+process use one host, so that it reads what it wrote, until that does not answer; a statement that reads is asked once
+more elsewhere then.
 """
 
-import itertools
+import random
 import ssl
-import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalErr
 
 CONNECT_TIMEOUT_S = 5
 SEND_RECEIVE_TIMEOUT_S = 300
+# A node without its neighbours or its Keeper answers, but cannot do what another one can: NETWORK_ERROR,
+# SOCKET_TIMEOUT, TABLE_IS_READ_ONLY, ALL_CONNECTION_TRIES_FAILED, NO_ZOOKEEPER, TOO_FEW_LIVE_REPLICAS,
+# ALL_REPLICAS_ARE_STALE, KEEPER_EXCEPTION, and what an overloaded one says: TOO_MANY_SIMULTANEOUS_QUERIES.
+_ELSEWHERE_CODES = frozenset({202, 209, 210, 225, 242, 279, 285, 369, 999})
 
 
 class BadAddress(Exception):
@@ -53,25 +57,33 @@ def _host(text: str) -> Host:
 
 
 class Hosts:
-    """The servers, and how to log in. Thread-safe."""
+    """The servers, how to log in, and the settings of every statement. Thread-safe."""
 
     def __init__(
-        self, hosts: Sequence[Host], user: str = "default", password: str = "", ca: Path | None = None
+        self,
+        hosts: Sequence[Host],
+        user: str = "default",
+        password: str = "",
+        ca: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._hosts = hosts
         self._login: dict[str, Any] = {"username": user, "password": password, "ca_cert": str(ca) if ca else ""}
-        self._next = itertools.cycle(range(len(hosts)))
-        self._lock = threading.Lock()
+        self._settings = dict(settings or {})
+        self._first = random.randrange(len(hosts))  # processes spread over the nodes
 
-    def connect(self) -> Any:
-        """A client of the first host that answers, from the next in turn on. Raises ClickHouseError."""
-        with self._lock:
-            first = next(self._next)
+    def connect(self) -> tuple[Any, int]:
+        """A client of the host that answered last, or else of the next that answers, and the number of that host.
+
+        Raises ClickHouseError.
+        """
         failed: ClickHouseError | None = None
+        first = self._first
         for place in range(len(self._hosts)):
-            host = self._hosts[(first + place) % len(self._hosts)]
+            number = (first + place) % len(self._hosts)
+            host = self._hosts[number]
             try:
-                return clickhouse_connect.get_client(
+                client = clickhouse_connect.get_client(
                     host=host.host,
                     port=host.port,
                     secure=host.secure,
@@ -80,20 +92,30 @@ class Hosts:
                     autogenerate_session_id=False,  # a session does one statement at a time, and dies with its node
                     form_encode_query_params=True,  # traces by the thousand do not fit into an address
                     query_retries=0,
+                    settings=self._settings,
                     **{key: value for key, value in self._login.items() if value},
                 )
             except (ClickHouseError, ssl.SSLError) as error:
                 failed = error if isinstance(error, ClickHouseError) else OperationalError(str(error))
+            else:
+                self._first = number
+                return client, number
         assert failed is not None
         raise failed
 
+    def leave(self, number: int) -> None:
+        """This host is in trouble: whoever connects next begins with the one after it."""
+        if self._first == number:
+            self._first = (number + 1) % len(self._hosts)
+
 
 class Handle:
-    """A client that is opened at first use, and on another host when its own is away."""
+    """A client that is opened at first use, and on another host when its own is away or cannot do what is asked."""
 
     def __init__(self, hosts: Hosts) -> None:
         self._hosts = hosts
         self._client: Any = None
+        self._host = 0
 
     def command(self, cmd: str, parameters: dict[str, Any] | None = None) -> Any:
         """Run a statement."""
@@ -108,7 +130,8 @@ class Handle:
 
     def insert(self, table: str, data: Sequence[Sequence[Any]], column_names: list[str]) -> Any:
         """Insert rows of Python's values."""
-        return self._do("insert", table, data, column_names=column_names, settings={"async_insert": 0})
+        settings = {"async_insert": 0, "insert_deduplicate": 0}
+        return self._do("insert", table, data, column_names=column_names, settings=settings)
 
     def raw_insert(self, table: str, column_names: Sequence[str], block: bytes, settings: dict[str, Any]) -> Any:
         """Insert a block in the server's own format."""
@@ -122,9 +145,11 @@ class Handle:
 
     def _do(self, what: str, *arguments: Any, **named: Any) -> Any:
         if self._client is None:
-            self._client = self._hosts.connect()
+            self._client, self._host = self._hosts.connect()
         try:
             return getattr(self._client, what)(*arguments, **named)
-        except OperationalError:  # the network's, not the statement's
-            self.close()
+        except ClickHouseError as error:
+            if isinstance(error, OperationalError) or getattr(error, "code", None) in _ELSEWHERE_CODES:
+                self.close()
+                self._hosts.leave(self._host)
             raise

@@ -1,7 +1,7 @@
 """Finds the traces of which scores arrived as log records, which may be long after their spans were settled.
 
-The settling thread's alone. `records` says when each arrived, by the second. What arrived since the last look is asked
-for, and a little more, since records do not become readable in the order of their arrival.
+The settling thread's alone. `records` says when each was loaded, by the second. What was loaded since the last look is
+asked for, and a little more, since records do not become readable in the order of their loading.
 """
 
 import time
@@ -36,8 +36,8 @@ class LateScores:
         found: list[_Row] = [
             (tenant, trace_id, second, count)
             for tenant, trace_id, second, count in self._engine.rows(
-                "SELECT toString(Tenant), TraceId, toUnixTimestamp(records.Received) AS Second, count()"
-                f" FROM spanhouse.records WHERE Received >= toDateTime({since}, 'UTC') AND EventName IN ({_NAMES})"
+                "SELECT toString(Tenant), TraceId, toUnixTimestamp(records.Loaded) AS Second, count()"
+                f" FROM spanhouse.records WHERE Loaded >= toDateTime({since}, 'UTC') AND EventName IN ({_NAMES})"
                 f" GROUP BY Tenant, TraceId, Second ORDER BY Second LIMIT {ROWS_MAX} WITH TIES {_SETTINGS}"
             )
         ]

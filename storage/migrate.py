@@ -1,17 +1,20 @@
 """Brings the schema of a store to this program's: `schema/NNNN_*.sql`, each once, in order.
 
-Runs at start, on the main thread, before anything else uses the store. A file is written down when all its statements
-have run; each of them can run again, so a start that was cut short is simply repeated.
+Runs at start, on the main thread, before anything else uses the store; a collector, which starts without its store,
+does it before its first load. A file is written down when all its statements have run; each of them can run again, so a
+start that was cut short is simply repeated.
 """
 
 import hashlib
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.engine import Engine
-from storage.errors import StoreError
+from storage.alone import alone
+from storage.engine import Engine, Signal
+from storage.errors import StoreUnavailable
 
 SCHEMA = Path(__file__).with_name("schema")
 
@@ -28,7 +31,7 @@ SETTINGS fsync_after_insert = 1, fsync_part_directory = 1"""
 logger = logging.getLogger(__name__)
 
 
-class SchemaMismatch(StoreError):
+class SchemaMismatch(StoreUnavailable):
     """The store was made by another program than this one."""
 
 
@@ -67,43 +70,77 @@ def migrated(open_engine: Callable[[], Engine]) -> Engine:
     except BaseException:
         engine.close()
         raise
-    if not applied:
+    if not applied or engine.shared:
         return engine
     engine.close()
     return open_engine()
 
 
-def migrate(engine: Engine, directory: Path = SCHEMA) -> list[str]:
-    """Apply what the store does not have yet, and give the names. Raises SchemaMismatch, StoreUnavailable."""
-    engine.command("CREATE DATABASE IF NOT EXISTS spanhouse")
-    engine.command(_MIGRATIONS)
-    applied: dict[str, str] = dict(
-        map(tuple, engine.rows("SELECT Name, any(Sha256) FROM spanhouse.migrations GROUP BY Name"))
-    )
+def loads_when_migrated(engine: Engine) -> Callable[[Path, str, Signal], None]:
+    """`engine.load`, which brings the schema before the first one: it need not be reachable before."""
+    ready = False
+
+    def load(segment: Path, token: str, signal: Signal) -> None:
+        nonlocal ready
+        if not ready:
+            migrate(engine)
+            ready = True
+        engine.load(segment, token, signal)
+
+    return load
+
+
+def pending(engine: Engine, directory: Path = SCHEMA) -> list[Migration]:
+    """What the store does not have yet, in order. Raises SchemaMismatch, StoreUnavailable."""
+    there = "SELECT count() FROM system.tables WHERE database = 'spanhouse' AND name = 'migrations'"
+    applied: dict[str, str] = {}
+    if engine.rows(there)[0][0]:
+        applied = dict(map(tuple, engine.rows("SELECT Name, any(Sha256) FROM spanhouse.migrations GROUP BY Name")))
     known = migrations(directory)
     if unknown := sorted(set(applied) - {m.name for m in known}):
-        raise SchemaMismatch(
-            f"cannot use this store: it has {', '.join(unknown)}, which this program does not know; start the program "
-            "that made it, or a newer one"
-        )
-    settings = {name for [name] in engine.rows("SELECT name FROM system.merge_tree_settings")}
-    done = []
+        if not engine.shared:
+            raise SchemaMismatch(
+                f"cannot use this store: it has {', '.join(unknown)}, which this program does not know; start the "
+                "program that made it, or a newer one"
+            )
+        # While processes are replaced one by one; what a newer schema adds has defaults.
+        logger.warning("the store has %s of a newer program than this one", ", ".join(unknown))
     for migration in known:
-        if migration.name in applied:
-            if applied[migration.name] != migration.sha256:
-                raise SchemaMismatch(
-                    f"cannot use this store: {migration.name} was changed after it had been applied; start the program "
-                    "that made it, or move the data directory away"
-                )
-            continue
-        for statement in migration.statements():
-            engine.command(_understood(statement, settings))
-        engine.command(
-            "INSERT INTO spanhouse.migrations (Name, Sha256) VALUES ({name:String}, {sha256:String})",
-            {"name": migration.name, "sha256": migration.sha256},
-        )
-        logger.info("applied %s", migration.name)
-        done.append(migration.name)
+        if applied.get(migration.name, migration.sha256) != migration.sha256:
+            raise SchemaMismatch(
+                f"cannot use this store: {migration.name} was changed after it had been applied; start the program "
+                "that made it, or move the data directory away"
+            )
+    return [migration for migration in known if migration.name not in applied]
+
+
+def statements(engine: Engine, migration: Migration) -> Iterator[str]:
+    """Those of a migration as this store understands them."""
+    settings = {name for [name] in engine.rows("SELECT name FROM system.merge_tree_settings")}
+    for statement in migration.statements():
+        yield from engine.definitions(_understood(statement, settings))
+
+
+def migrate(engine: Engine, directory: Path = SCHEMA) -> list[str]:
+    """Apply what the store does not have yet, and give the names. Raises SchemaMismatch, StoreUnavailable.
+
+    Several processes may do so at once: one does it, the others wait.
+    """
+    if not pending(engine, directory):
+        return []
+    engine.define("CREATE DATABASE IF NOT EXISTS spanhouse")
+    with alone(engine) if engine.shared else nullcontext():
+        engine.define(_MIGRATIONS)
+        done = []
+        for migration in pending(engine, directory):
+            for statement in statements(engine, migration):
+                engine.command(statement)
+            engine.command(
+                "INSERT INTO spanhouse.migrations (Name, Sha256) VALUES ({name:String}, {sha256:String})",
+                {"name": migration.name, "sha256": migration.sha256},
+            )
+            logger.info("applied %s", migration.name)
+            done.append(migration.name)
     return done
 
 

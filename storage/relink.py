@@ -6,7 +6,6 @@ the thread of the job that asked for it (storage/settling.py), which then settle
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from storage.canonical import CanonicalSql
 from storage.decode import content_rule
@@ -41,10 +40,12 @@ def recanonicalize(
     """
     statement = update(vocabulary, _scopes(engine, vocabulary))
     parameters = {"tenant": tenant, "since": times[0], "until": times[1]}
-    before = {name for name, _, _ in _mutations(engine)}
+    before = {name for name, _, _ in engine.mutations("spans")}
     engine.alter(statement, parameters)
     while goes_on():
-        waiting = [(name, reason) for name, done, reason in _mutations(engine) if name not in before and not done]
+        waiting = [
+            (name, reason) for name, done, reason in engine.mutations("spans") if name not in before and not done
+        ]
         if not waiting:
             return
         if failures := [reason for _, reason in waiting if reason]:
@@ -111,12 +112,3 @@ def _scopes(engine: Engine, vocabulary: Vocabulary) -> dict[str, list[int]]:
     ):
         found[scope].append(origin)
     return found
-
-
-def _mutations(engine: Engine) -> list[tuple[str, bool, str]]:
-    """Name, whether it is done, and why it fails, of each mutation of `spans`."""
-    rows: Any = engine.rows(
-        "SELECT mutation_id, is_done, latest_fail_reason FROM system.mutations"
-        " WHERE database = 'spanhouse' AND table = 'spans'"
-    )
-    return [(name, bool(done), reason) for name, done, reason in rows]

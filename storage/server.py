@@ -4,12 +4,15 @@ Segments are decoded here, by a chDB without data of its own, so that decoding s
 takes blocks in its own format, with the segment's token.
 """
 
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 import clickhouse_connect
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from storage.cluster import LOCAL, altered, on_cluster
 from storage.decode import Rows
 from storage.embedded import SMALL
 from storage.engine import DEFAULT, Bounds, Client, Engine, text_of
@@ -31,13 +34,25 @@ _LOADING: dict[str, Any] = {
 }
 
 
-class Server(Engine):
-    """ClickHouse elsewhere. `bounds.memory_bytes_max` bounds the decoding together with the rest of this process."""
+RECORDS_S = 2.0
 
-    def __init__(self, hosts: Hosts, vocabulary: Vocabulary, bounds: Bounds = DEFAULT) -> None:
-        self._hosts = hosts
-        server = urlencode({"max_server_memory_usage": bounds.memory_bytes_max, **SMALL})
-        self._chdb = clickhouse_connect.get_client(interface="chdb", path=f":memory:?{server}")
+
+class Server(Engine):
+    """ClickHouse elsewhere: one server, or the nodes of a cluster of that name.
+
+    `bounds.memory_bytes_max` bounds the decoding together with the rest of this process.
+    """
+
+    shared = True
+
+    def __init__(
+        self, hosts: Hosts, vocabulary: Vocabulary, bounds: Bounds = DEFAULT, *, cluster: str | None = None
+    ) -> None:
+        self._hosts, self._cluster = hosts, cluster
+        if cluster is not None:
+            self.database = LOCAL
+        self._decoding = f":memory:?{urlencode({'max_server_memory_usage': bounds.memory_bytes_max, **SMALL})}"
+        self._chdb: Client = None  # until something is to be decoded
         self._loader = Handle(hosts)
         super().__init__(vocabulary, bounds)
 
@@ -48,9 +63,29 @@ class Server(Engine):
         """Close all handles, and the decoder."""
         super().close()
         self._loader.close()
-        self._chdb.close()
+        if self._chdb is not None:
+            self._chdb.close()
+
+    @property
+    def record_loads(self) -> int:
+        """Others load, too: it rises every RECORDS_S."""
+        return self._record_loads + int(time.monotonic() / RECORDS_S)
+
+    def definitions(self, statement: str) -> Iterable[str]:
+        """What a statement of the schema comes to, on all nodes."""
+        return (statement,) if self._cluster is None else on_cluster(statement, self._cluster)
+
+    def alter(self, sql: str, parameters: Mapping[str, Any]) -> None:
+        """Begin a change of stored rows, on all shards; `mutations` tells how far it is."""
+        super().alter(sql if self._cluster is None else altered(sql, self._cluster), parameters)
+
+    def system_table(self, name: str) -> str:
+        """What to read a table of ClickHouse's own state from, for all nodes."""
+        return f"system.{name}" if self._cluster is None else f"clusterAllReplicas('{self._cluster}', system.{name})"
 
     def _load(self, rows: Rows, token: str) -> None:
+        if self._chdb is None:
+            self._chdb = clickhouse_connect.get_client(interface="chdb", path=self._decoding)
         block = self._chdb.raw_query(rows.select, fmt="Native")
         if block:
             settings = {**_LOADING, "insert_deduplication_token": token}

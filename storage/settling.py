@@ -4,7 +4,11 @@ Runs a thread of its own, nicer than the receivers', which sleeps until somethin
 trace. A trace is settled as a whole, from its spans: docs/decisions/0005-settled-facts.md says why. While a trace still
 grows it waits, the longer the larger it is, so that what it costs does not grow with the square of its size.
 
-What is settled is written down now and then (`settling`), and what is after that is settled again at the next start.
+What is settled is written down now and then (settling_note.py), and what is after that is settled again at the next
+start.
+
+Where several processes share a store, each settles what somebody touched through it, and one of them, by a lease, looks
+for what was loaded.
 """
 
 import logging
@@ -21,8 +25,10 @@ from storage.engine import Engine, yield_to_others
 from storage.errors import DataError, QueryTimeout, QueryTooLarge, StoreError
 from storage.facts import Price
 from storage.late_scores import LateScores
+from storage.lease import Lease
 from storage.loads import Loads
 from storage.settlement import SKEW_NANO, Extent, Imply, Outcome, Settlement
+from storage.settling_note import Position, SettlingNote
 from storage.vocabulary import Vocabulary
 
 BATCH_TRACES_MAX = 5_000
@@ -43,8 +49,10 @@ RETRIES_S = (5.0, 60.0, 600.0, 3600.0)
 """A touched trace without spans is looked at again after so long: it may have been linked before it was sent."""
 FAILURES_MAX = 3
 NOTE_S = 10.0
-TOUCHED_AT_START_MAX = 100_000
-TOUCH_MARGIN_US = 60_000_000
+SWEEP_S = 60.0
+SHARED_S = 2.0
+"""How often the store is asked what others did to it."""
+RELOAD_S = 10.0
 
 _EXTENTS = f"""SELECT TraceId, toUnixTimestamp64Nano(min(Start)), toUnixTimestamp64Nano(max(End)), sum(Spans)
 FROM spanhouse.traces
@@ -68,7 +76,7 @@ class _Waiting:
     first_s: float
     due_s: float
     sign: int = 0
-    received_unix_s: int | None = None
+    loaded_unix_s: int | None = None
     start_unix_nano: int | None = None
     end_unix_nano: int | None = None
     spans: int = 0
@@ -113,17 +121,10 @@ class Settler:
         self._interval_s = interval_s
         self._harvest: Harvest | None = None
         self.settlement = Settlement(engine, vocabulary, deployments, price, trace_spans_max=trace_spans_max)
-        self._memory = Memory()
-        noted = engine.rows(
-            "SELECT toUnixTimestamp(Received), toUnixTimestamp64Micro(Touched), toUnixTimestamp(Records)"
-            " FROM spanhouse.settling FINAL"
-        )
-        received_unix_s, touched_us, scored_unix_s = noted[0] if noted else (_lately(engine), 0, 0)
-        self._noted_touched_us: int = touched_us
-        self._arrivals = Arrivals(
-            engine, max(received_unix_s - OVERLAP_S, 0), deployments.services, self.settlement.links_by_origin
-        )
-        self._late_scores = LateScores(engine, max(scored_unix_s - OVERLAP_S, 0))
+        self._note = SettlingNote(engine)
+        self._lease = Lease(engine, "settling") if engine.shared else None
+        self._looking = self._lease is None
+        self._begin_to_look()
         self._waiting: dict[Key, _Waiting] = {}
         self._touched: dict[Key, int] = {}
         self._orders: list[_Order] = []
@@ -134,7 +135,7 @@ class Settler:
         self._more = True
         self._record_loads_seen = -1
         self._working = True
-        self._noted_s = time.monotonic()
+        self._noted_s = self._swept_s = self._reloaded_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="settling", daemon=True)
         self.settled_traces = 0
         """Traces settled since the start, each time counted."""
@@ -149,14 +150,14 @@ class Settler:
     @property
     def idle(self) -> bool:
         """Whether everything that was loaded and touched is settled, what has no spans yet aside."""
-        if self._working or self._unseen or self._touched or self._orders:
+        if not self._looking or self._working or self._unseen or self._touched or self._orders:
             return False
         return all(waiting.tries for waiting in list(self._waiting.values()))
 
     @property
     def _unseen(self) -> bool:
-        """Whether something may have arrived since the last look."""
-        return self._more or self._engine.record_loads != self._record_loads_seen
+        """Whether something may have been loaded since the last look."""
+        return self._looking and (self._more or self._engine.record_loads != self._record_loads_seen)
 
     def start(self, harvest: Harvest | None = None, imply: Imply | None = None) -> None:
         """Begin to settle. `harvest` is called for each batch before; `imply` adds to a trace's links."""
@@ -221,11 +222,13 @@ class Settler:
 
     def _run(self) -> None:
         yield_to_others()
-        self._touch_since_noted()
+        if self._looking:
+            self._touch_since_noted()
         while not self._stop.is_set():
             began_s = time.monotonic()
             self._working = True
             try:
+                self._share()
                 self._round()
             except StoreError as error:
                 self.failures += 1
@@ -235,20 +238,59 @@ class Settler:
                 logger.exception("cannot settle traces, will try again")
             self._working = False
             if time.monotonic() - self._noted_s > NOTE_S:
-                self._note()
+                self._write_note()
             # However much arrives, most of the time is left to others.
             spent_s = time.monotonic() - began_s
             if not self._stop.wait(max(self._interval_s, spent_s) if not self._orders else 0):
                 self._wake.wait(self._sleep_s())
                 self._wake.clear()
-        self._note()
+        self._write_note()
+        if self._lease is not None:
+            self._lease.release()
+
+    def _share(self) -> None:
+        """Take part in a store that others use, too: take or lose the lease, learn what they changed."""
+        if self._lease is None:
+            return
+        held = self._lease.held()
+        if held and not self._looking:
+            logger.info("settles what is loaded from now on")
+            self._begin_to_look()
+            self._looking = True
+            self._touch_since_noted()
+        elif self._looking and not held:
+            logger.info("another process settles what is loaded from now on")
+            self._looking = False
+            self._waiting = {key: one for key, one in self._waiting.items() if one.touched_unix_us is not None}
+        now_s = time.monotonic()
+        if now_s - self._reloaded_s > RELOAD_S:
+            self._deployments.reload()
+            self._reloaded_s = now_s
+        if self._looking and now_s - self._swept_s > SWEEP_S and len(self._waiting) < BATCH_TRACES_MAX:
+            for tenant, trace_id in self._note.missed():
+                self.touch(tenant, [trace_id])
+            self._swept_s = now_s
+
+    def _begin_to_look(self) -> None:
+        """Go on where the last one that looked ended."""
+        self._memory = Memory()
+        self._position = self._note.read()
+        self._arrivals = Arrivals(
+            self._engine,
+            max(self._position.loaded_unix_s - OVERLAP_S, 0),
+            self._deployments.services,
+            self.settlement.links_by_origin,
+        )
+        self._late_scores = LateScores(self._engine, max(self._position.scored_unix_s - OVERLAP_S, 0))
+        self._more, self._record_loads_seen = True, -1
 
     def _sleep_s(self) -> float | None:
         """Until the next trace is due; None if none waits."""
         if self._unseen or self._touched or self._orders:
             return 0
         due_s = min((waiting.due_s for waiting in self._waiting.values()), default=None)
-        return None if due_s is None else max(due_s - time.monotonic(), 0)
+        sleep_s = None if due_s is None else max(due_s - time.monotonic(), 0)
+        return sleep_s if self._lease is None else min(SHARED_S, sleep_s or SHARED_S)
 
     def _round(self) -> None:
         """Look for what arrived, settle what is due, and what others wait for."""
@@ -294,7 +336,7 @@ class Settler:
         elif waiting.sign == arrival.sign:
             return
         waiting.sign = arrival.sign
-        waiting.received_unix_s = min(waiting.received_unix_s or arrival.received_unix_s, arrival.received_unix_s)
+        waiting.loaded_unix_s = min(waiting.loaded_unix_s or arrival.loaded_unix_s, arrival.loaded_unix_s)
         waiting.start_unix_nano = min(waiting.start_unix_nano or arrival.start_unix_nano, arrival.start_unix_nano)
         waiting.end_unix_nano = max(waiting.end_unix_nano or 0, arrival.end_unix_nano)
         waiting.spans = max(waiting.spans, arrival.spans)
@@ -310,14 +352,14 @@ class Settler:
         found, more = self._late_scores.look()
         if not self._loads.wait(self._stop):
             return
-        for key, received_unix_s in found.items():
+        for key, loaded_unix_s in found.items():
             waiting = self._waiting.get(key)
             if waiting is None:
                 kept = self._memory.get(key)
                 pause_s = min(kept.rows / SPANS_PER_WAIT_S, WAIT_S_MAX) if kept else 0
                 waiting = self._waiting[key] = _Waiting(now_s, now_s + pause_s)
             waiting.touched_unix_us = waiting.touched_unix_us or time.time_ns() // 1000
-            waiting.scored_unix_s = min(waiting.scored_unix_s or received_unix_s, received_unix_s)
+            waiting.scored_unix_s = min(waiting.scored_unix_s or loaded_unix_s, loaded_unix_s)
         self._late_scores.go_on()
         if not more:
             self._record_loads_seen = loads
@@ -482,36 +524,31 @@ class Settler:
 
     def _touch_since_noted(self) -> None:
         """Touch the traces that were changed after the last note."""
-        since_us = max(self._noted_touched_us - TOUCH_MARGIN_US, 0)
-        changed = " UNION DISTINCT ".join(
-            f"SELECT toString(Tenant), TraceId FROM spanhouse.{table}"
-            f" WHERE Updated >= fromUnixTimestamp64Micro({since_us})"
-            for table in ("explicit_links", "assessments")
-        )
         try:
-            for tenant, trace_id in self._engine.rows(f"{changed} LIMIT {TOUCHED_AT_START_MAX}"):
+            for tenant, trace_id in self._note.touched_since(self._position):
                 self.touch(tenant, [trace_id])
         except StoreError as error:
             self.failures += 1
             logger.error("cannot look for links and assessments of before the start: %s", error)
 
-    def _note(self) -> None:
+    def _write_note(self) -> None:
         """Write down how far everything is settled."""
         self._noted_s = time.monotonic()
-        arrived = [one.received_unix_s for one in self._waiting.values() if one.received_unix_s is not None]
-        touched = [one.touched_unix_us for one in self._waiting.values() if one.touched_unix_us is not None]
+        if not self._looking:
+            return
+        waiting = list(self._waiting.values())
+        loaded = [one.loaded_unix_s for one in waiting if one.loaded_unix_s is not None]
+        touched = [one.touched_unix_us for one in waiting if one.touched_unix_us is not None]
+        scored = [one.scored_unix_s for one in waiting if one.scored_unix_s is not None]
         with self._lock:
             touched += self._touched.values()
-        now_us = time.time_ns() // 1000
-        scored = [one.scored_unix_s for one in self._waiting.values() if one.scored_unix_s is not None]
-        received_unix_s = min([self._arrivals.position_unix_s, *arrived])
-        scored_unix_s = min([self._late_scores.position_unix_s, *scored])
+        position = Position(
+            min([self._arrivals.position_unix_s, *loaded]),
+            min([time.time_ns() // 1000, *touched]),
+            min([self._late_scores.position_unix_s, *scored]),
+        )
         try:
-            self._engine.insert(
-                "settling",
-                ("Id", "Received", "Touched", "Records", "Updated"),
-                [(1, max(received_unix_s, 0), min([now_us, *touched]), max(scored_unix_s, 0), now_us)],
-            )
+            self._note.write(position)
         except StoreError as error:
             logger.warning("cannot note how far the settling is: %s", error)
 
@@ -538,8 +575,3 @@ def _batches(extents: Iterable[Extent]) -> list[list[Extent]]:
             spans, end = extent.spans, extent.end_unix_nano
         batches[-1].append(extent)
     return batches
-
-
-def _lately(engine: Engine) -> int:
-    """Ten minutes before the last arrival: what a store without facts held before, relink settles."""
-    return max(int(engine.rows("SELECT toUnixTimestamp(max(traces.Received)) FROM spanhouse.traces")[0][0]) - 600, 0)

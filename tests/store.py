@@ -4,6 +4,7 @@ would load them, and read back. One engine a process and a directory: close one 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -12,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from collector.frames import Context, Frame, Signal, encode_frame
 from query.model import TraceFilter, TraceSummary
 from query.traces import Traces
+from storage.cluster import CLIENT_SETTINGS, LOCAL
 from storage.embedded import Embedded
 from storage.engine import Engine
 from storage.hosts import Hosts, hosts_of
@@ -19,10 +21,34 @@ from storage.migrate import migrated
 from storage.server import Server
 from storage.vocabulary import Vocabulary, load
 
+
+class Footing(NamedTuple):
+    """Where the store is: addresses of ClickHouse, None for the one inside, and the name of their cluster."""
+
+    urls: str | None
+    cluster: str | None
+
+
+def footing() -> Footing:
+    """Of this run: the cluster at CLICKHOUSE_NODES, or the server at CLICKHOUSE_URL, or chDB."""
+    if nodes := os.environ.get("CLICKHOUSE_NODES"):
+        return Footing(nodes, "spans")
+    return Footing(os.environ.get("CLICKHOUSE_URL"), None)
+
+
+FOOTING = footing()
+
 Request = ExportTraceServiceRequest | ExportLogsServiceRequest | bytes
 
 RECEIVED = 1_800_000_000_000_000_000
 """2027-01-15T08:00:00Z, the arrival of every frame that says nothing else."""
+
+
+def clear(engine: Server) -> None:
+    """Remove the store from the footing of this run."""
+    where = f" ON CLUSTER '{FOOTING.cluster}'" if FOOTING.cluster else ""
+    for database in ("spanhouse", LOCAL):
+        engine.command(f"DROP DATABASE IF EXISTS {database}{where} SYNC")
 
 
 class Store:
@@ -36,14 +62,15 @@ class Store:
         self._segments = 0
 
     def _open(self) -> Engine:
-        """The footing: chDB, or the server at CLICKHOUSE_URL, which is empty for a directory that has no store yet."""
-        url, path = os.environ.get("CLICKHOUSE_URL"), self.directory / "store"
-        if url is None:
+        """The footing: chDB, or the server or cluster that `footing` names, empty for a directory without a store."""
+        path = self.directory / "store"
+        if FOOTING.urls is None:
             return Embedded(path, self.vocabulary)
-        engine = Server(Hosts(hosts_of(url)), self.vocabulary)
+        hosts = Hosts(hosts_of(FOOTING.urls), settings=CLIENT_SETTINGS if FOOTING.cluster else None)
+        engine = Server(hosts, self.vocabulary, cluster=FOOTING.cluster)
         if not path.exists():
             path.mkdir()
-            engine.command("DROP DATABASE IF EXISTS spanhouse SYNC")
+            clear(engine)
         return engine
 
     def load(
@@ -81,6 +108,12 @@ class Store:
     def number(self, sql: str) -> int:
         """A single number that a statement answers, over all tenants."""
         return int(self.engine.rows(sql)[0][0])
+
+    def parts(self, where: str) -> int:
+        """How many parts of tables there are, a copy of each."""
+        parts, database = self.engine.system_table("parts"), self.engine.database
+        all_parts = self.number(f"SELECT count() FROM {parts} WHERE active AND database = '{database}' AND {where}")
+        return all_parts // 2 if FOOTING.cluster else all_parts
 
     def list(self, filters: TraceFilter | None = None, limit: int = 100, tenant: str = "default") -> list[TraceSummary]:
         """The first page."""

@@ -114,13 +114,13 @@ def test_records_of_before_a_restart(house: Harvesting, tmp_path: Path) -> None:
     eventually(lambda: house.scores(1))
     house.settle()
     house.settler.stop()  # killed between a load and what follows from it
-    house.load_logs(score(2), received=RECEIVED + 3600 * SECOND)
+    house.load_logs(score(2))
     again = Harvesting(tmp_path, store=house.store).start()
     eventually(lambda: again.scores(2) == {"relevance": 0.5})
     again.settle()
     again.settler.stop()
     noted = house.store.number("SELECT toUnixTimestamp(Records) FROM spanhouse.settling FINAL")
-    assert noted == RECEIVED // SECOND + 3600 - OVERLAP_S
+    assert noted == house.store.number("SELECT toUnixTimestamp(max(Loaded)) FROM spanhouse.records") - OVERLAP_S
 
 
 def test_many_scores_are_looked_at_piece_by_piece(house: Harvesting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_many_scores_are_looked_at_piece_by_piece(house: Harvesting, monkeypatch
 def test_what_was_not_taken_is_given_again(house: Harvesting) -> None:
     looking = LateScores(house.engine, 0)
     house.load_logs(score(1), score(2), score(3, "gen_ai.choice"))  # the last is no score
-    now = RECEIVED // SECOND
+    now = house.store.number("SELECT toUnixTimestamp(max(Loaded)) FROM spanhouse.records")
     assert looking.look() == looking.look() == ({("default", trace_id(t)): now for t in (1, 2)}, False)
     looking.go_on()
     assert looking.look() == ({}, False)

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_a_growing_trace_waits_the_longer_the_larger_it_is(tmp_path: Path):
 def test_what_was_loaded_before_a_kill_is_settled_after_it(tmp_path: Path):
     house = House(tmp_path)
     house.load(request(call(1, 1)))
-    house.settler._note()  # and then nothing more: it never came to settle the trace
+    house.settler._write_note()  # and then nothing more: it never came to settle the trace
     house.load(request(call(2, 1)))
     house.annotations.link("default", [trace_id(1)], "run", "r1")
     again = House(tmp_path, store=house.store).start()
@@ -200,9 +201,12 @@ def test_what_was_loaded_before_a_kill_is_settled_after_it(tmp_path: Path):
         again.close()
 
 
-def test_a_restart_settles_only_the_last_seconds_again(tmp_path: Path):
+def test_a_restart_settles_only_the_last_seconds_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in (arrivals, settling):
+        monkeypatch.setattr(module, "OVERLAP_S", 0)
     house = House(tmp_path).start()
-    house.load(*(request(call(t, 1)) for t in range(1, 20)), received=NOW - 100 * 10**9)
+    house.load(*(request(call(t, 1)) for t in range(1, 20)))
+    time.sleep(1.1)
     house.load(request(call(20, 1)))
     house.settle()
     house.settler.stop()
@@ -227,12 +231,13 @@ def test_history_is_imported(house: House):
 def test_what_memory_forgot_is_looked_up(house: House, monkeypatch: pytest.MonkeyPatch):
     """Late spans of a forgotten trace: its facts are of all its spans, and links that it lost are taken back."""
     monkeypatch.setattr(house.settler, "_memory", Memory(3))
-    house.load(request(span(1, 1), call(1, 2, 1)), received=NOW - 3600 * 10**9)
+    monkeypatch.setattr(arrivals, "OVERLAP_S", 0)
+    house.load(request(span(1, 1), call(1, 2, 1)))
     house.annotations.link("default", [trace_id(1)], "run", "early")
     house.settle()
     assert house.linked(trace_id(1)) == [("run", "early", "", "api")]
-    for t in range(2, 12):
-        house.load(request(call(t, 1)), received=NOW - (3000 - 100 * t) * 10**9)
+    time.sleep(1.1)
+    house.load(*(request(call(t, 1)) for t in range(2, 12)))
     house.settle()
     assert len(house.settler._memory) <= 6 and house.settler._memory.get(("default", trace_id(1))) is None
     house.annotations.unlink("default", [trace_id(1)])
@@ -249,6 +254,7 @@ def test_a_backlog_is_looked_at_piece_by_piece(tmp_path: Path, monkeypatch: pyte
     for t in range(1, 31):
         back = 3600 if t > 20 else 0
         house.load(request(call(t, 1)), received=NOW - (1000 - t + back) * 10**9)
+    house.backdate()
     again = House(tmp_path, store=house.store)
     again.settler._arrivals.position_unix_s = 0
     looked: list[int] = []
