@@ -1,11 +1,11 @@
-"""Spanhouse, the table of contents: the settings, the parts and the order they start and stop in, the command line.
+"""Spanhouse, the table of contents: the parts and the order they start and stop in, the command line.
 
     socket ─► receivers ─► admission ─► WAL ─► (acknowledged)
                                          └─► loader ─► store ◄─ query API ◄─ browser, `spanhouse trace`
 
-The only file that reads the environment and the arguments. `serve` runs on the main thread, which waits for a signal
-while the parts work on theirs. Every other command asks a running server over HTTP and imports none of the parts: the
-imports stand inside the functions, since the engine alone takes a second and 200 MB to import.
+`serve` is all of it, `collect` what is left of the store and `query` what is right of it. These run on the main thread,
+which waits for a signal while the parts work on theirs. Every other command asks a running server over HTTP and imports
+none of the parts: the imports stand inside the functions, since the engine alone takes a second and 200 MB to import.
 """
 # ruff: noqa: PLC0415
 
@@ -24,17 +24,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
-from pydantic import ByteSize, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from cli.commands import Here
+    from cli.settings import Role, Settings
     from collector.ledger import Ledger
+    from collector.loader import Load
     from collector.wal import Wal
     from query.mlflow.gateway import Asgi
     from query.registry import Registry
@@ -45,102 +45,11 @@ if TYPE_CHECKING:
     from storage.spans import Span
     from storage.vocabulary import Vocabulary
 
-ENV_PREFIX = "SPANHOUSE_"
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 PACKAGES = ("cli", "collector", "query", "storage")
-MIB = 1 << 20
+STORE_RETRY_S = 3.0
 
 logger = logging.getLogger("spanhouse")
-
-Port = Annotated[int, Field(ge=0, le=65535)]
-Bytes = Annotated[ByteSize, Field(ge=1)]
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
-
-
-class Settings(BaseSettings):
-    """Every setting of `spanhouse serve`. Its options, the SPANHOUSE_ variables and docs/settings.md come from here."""
-
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
-
-    data_dir: Path = Field(Path("data"), description="Directory of the log, the store and the quarantine.")
-    host: str = Field(
-        "127.0.0.1",
-        description="Address to listen on. There is no authentication: use 0.0.0.0 in a network that you trust.",
-    )
-    otlp_grpc_port: Port = Field(4317, description="Port of OTLP/gRPC; 0 picks a free one.")
-    otlp_http_port: Port = Field(4318, description="Port of OTLP/HTTP; 0 picks a free one.")
-    http_port: Port = Field(4320, description="Port of the query API; 0 picks a free one.")
-    request_bytes_max: Bytes = Field(
-        ByteSize(64 * MIB), description="Largest request that is taken, before and after decompression."
-    )
-    request_spans_max: Count = Field(500_000, description="Most spans of a request that is taken.")
-    in_flight_bytes_max: Bytes = Field(
-        ByteSize(256 * MIB),
-        description="Bytes of requests that may wait for their acknowledgement; beyond it senders are asked to retry.",
-    )
-    tenants_max: Count = Field(1000, description="Number of tenants that may send.")
-    retransmit_window_s: Seconds = Field(
-        600, description="Time for which a request is remembered, so that it is stored once when it is sent again."
-    )
-    retransmit_entries_max: Count = Field(131_072, description="Number of requests that are remembered.")
-    wal_bytes_max: Bytes = Field(
-        ByteSize(4096 * MIB), description="Size of the log and the quarantine at which senders are asked to retry."
-    )
-    segment_bytes_max: Bytes = Field(ByteSize(64 * MIB), description="Size at which a segment of the log is loaded.")
-    flush_interval_s: Seconds = Field(
-        1.0, description="Age at which a segment of the log is loaded when the loader has nothing else to do."
-    )
-    engine_memory_bytes_max: Bytes = Field(
-        ByteSize(1536 * MIB), description="Resident memory of the process beyond which loads and queries are put off."
-    )
-    query_memory_bytes_max: Bytes = Field(
-        ByteSize(512 * MIB), description="Memory that one query may use; beyond it the query is refused."
-    )
-    query_timeout_s: Seconds = Field(30, description="Time after which a query is given up.")
-    clickhouse: str | None = Field(
-        None,
-        description="ClickHouse server that keeps the store, as http://host:8123; several with commas. "
-        "Without it, chDB keeps it in this process.",
-    )
-    clickhouse_user: str = Field("default", description="User at the ClickHouse server.")
-    clickhouse_password_file: Path | None = Field(None, description="File with the password of that user.")
-    clickhouse_ca: Path | None = Field(None, description="Certificates to check the server's with, where it is https.")
-    conventions: Path | None = Field(
-        None, description="File of further attribute keys for the canonical columns (docs/conventions.md)."
-    )
-    prices: Path | None = Field(None, description="File of prices of your own, before those known (docs/usage.md).")
-    deployments: Path | None = Field(
-        None, description="File that says which service ran which model version when (docs/links.md)."
-    )
-    mlflow_url: str | None = Field(
-        None, description="MLflow server behind /mlflow, for all but its trace calls (docs/mlflow.md)."
-    )
-    registry_uri: str | None = Field(
-        None, description="MLflow tracking URI that names runs, models and prompts (docs/registry.md)."
-    )
-    registry_models_uri: str | None = Field(
-        None, description="URI of the model registry, where it is not that of the tracking server."
-    )
-    registry_write: bool = Field(False, description="Write links and verdicts of gates to the registry, as tags.")
-    public_url: str = Field("", description="Address of this server for people, for what is written to the registry.")
-    trace_spans_max: Count = Field(200_000, description="Most spans of a trace in one answer.")
-    shutdown_timeout_s: Seconds = Field(
-        30,
-        description="Time to load what is in the log when the program stops; the rest is loaded after the next start.",
-    )
-    log_format: Literal["text", "json"] = Field("text", description="Form of the log and of the ready line.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-
-    @model_validator(mode="after")
-    def _leave_room(self) -> Self:
-        if self.wal_bytes_max < self.segment_bytes_max:
-            raise ValueError("wal_bytes_max must be segment_bytes_max at least")
-        if self.in_flight_bytes_max < 2 * self.request_bytes_max:
-            raise ValueError("in_flight_bytes_max must be twice request_bytes_max at least")
-        if self.mlflow_url is not None and not self.mlflow_url.startswith(("http://", "https://")):
-            raise ValueError("mlflow_url must begin with http:// or https://")
-        return self
 
 
 # Serving
@@ -150,82 +59,51 @@ class CannotServe(Exception):
     """The server cannot start or go on. The text is a sentence for a person, with the way out."""
 
 
-def run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Calls `ready` with the addresses when all parts answer.
+def run(settings: "Settings", ready: Callable[[dict[str, str]], None], role: "Role" = "serve") -> None:
+    """Do what the role asks until SIGTERM or SIGINT, then drain. Calls `ready` with the addresses when all answer.
 
     Parts start downstream first and stop upstream first: what was acknowledged is in the log before the log closes, and
     the loader outlives the log. Raises CannotServe.
     """
     from prometheus_client import ProcessCollector
 
-    from collector import admin, otlp_http
-    from collector.admission import Admission
+    from collector import admin
     from collector.ledger import Ledger
     from collector.listening import http_server, listen
-    from collector.loader import Loader
-    from collector.otlp_grpc import OtlpGrpc
-    from collector.quarantine import Quarantine
+    from query.health import create_collector_app
 
-    data_dir, host, stop = settings.data_dir.absolute(), settings.host, _signals()
+    if role != "serve" and settings.clickhouse is None:
+        raise CannotServe(
+            f"cannot {role} without a ClickHouse server: give its address by --clickhouse, or let `spanhouse serve` do "
+            "all in one process"
+        )
+    host, stop = settings.host, _signals()
+
+    def broken() -> None:
+        stop.put("an HTTP server ended")  # nobody reads it when they are to end
+
     with ExitStack() as parts:
         ledger = Ledger()
         ProcessCollector(registry=ledger.registry)
         # The log comes first: it holds the data directory against other processes.
-        wal = _open_log(settings, data_dir, ledger, lambda: quarantine.bytes_on_disk())  # noqa: PLW0108 (it opens below)
-        parts.callback(wal.release)
-        quarantine = Quarantine(data_dir / "quarantine", ledger)
-
+        intake = None if role == "query" else _Intake(settings, parts, ledger)
         tables = _tables(settings)
-        engine = _open_store(settings, data_dir, tables.vocabulary)
+        engine = _open_store(settings, role, tables.vocabulary, stop)
+        if engine is None:
+            return
         parts.callback(engine.close)
-        known = _Known(settings, parts, engine, tables)
-
-        loader = Loader(wal, known.load, quarantine, ledger)
-        loader.start()
-        parts.callback(loader.stop, settings.shutdown_timeout_s)
-        parts.callback(wal.close)
-
-        admission = Admission(
-            wal.append,
-            ledger,
-            request_bytes_max=settings.request_bytes_max,
-            request_spans_max=settings.request_spans_max,
-            in_flight_bytes_max=settings.in_flight_bytes_max,
-            retransmit_window_s=settings.retransmit_window_s,
-            retransmit_entries_max=settings.retransmit_entries_max,
-            tenants_max=settings.tenants_max,
-        )
-        for tenant, digest, received_unix_nano in wal.recent_digests():
-            admission.remember(tenant, digest, received_unix_nano)
-
-        def broken() -> None:
-            stop.put("an HTTP server ended")  # nobody reads it when they are to end
-
-        otlp_grpc = OtlpGrpc(admission, f"{_in_url(host)}:{settings.otlp_grpc_port}")
-        with _named(host, settings.otlp_grpc_port, "--otlp-grpc-port"):
-            otlp_grpc.start()
-        parts.callback(otlp_grpc.stop)
-
-        otlp_http_app = otlp_http.OtlpHttp(admission)
-        parts.callback(otlp_http_app.close)
-        with _named(host, settings.otlp_http_port, "--otlp-http-port"):
-            otlp_http_listener = listen(host, settings.otlp_http_port)
-        parts.enter_context(http_server(otlp_http_app, otlp_http_listener, broken, **otlp_http.UVICORN_OPTIONS))
-
-        api = known.api(otlp_http_app)
-        api.include_router(admin.router(quarantine, wal.append, ledger.registry))
+        known = None if role == "collect" else _Known(settings, parts, engine, tables)
+        load = known.load if known else _collecting(engine)
+        receivers = intake.receive(load, broken) if intake else None
+        api = known.api(receivers.otlp if receivers else _elsewhere) if known else create_collector_app()
+        if intake:
+            api.include_router(admin.quarantine_router(intake.quarantine, intake.wal.append))
+        api.include_router(admin.metrics_router(ledger.registry))
         with _named(host, settings.http_port, "--http-port"):
-            http_listener = listen(host, settings.http_port)
-        parts.enter_context(http_server(api, http_listener, broken, access_log=False, log_config=None))
-
-        http_port, otlp_http_port = (listener.getsockname()[1] for listener in (http_listener, otlp_http_listener))
-        ready(
-            {
-                "otlp_grpc": f"{_in_url(host)}:{otlp_grpc.port}",
-                "otlp_http": f"http://{_in_url(host)}:{otlp_http_port}",
-                "http": f"http://{_in_url(host)}:{http_port}",
-            }
-        )
+            listener = listen(host, settings.http_port)
+        parts.enter_context(http_server(api, listener, broken, access_log=False, log_config=None))
+        http = f"http://{_in_url(host)}:{listener.getsockname()[1]}"
+        ready({**(receivers.addresses if receivers else {}), "http": http})
         reason = stop.get()
         logger.info("stopping: %s", reason)
     logger.info("stopped")
@@ -233,7 +111,82 @@ def run(settings: Settings, ready: Callable[[dict[str, str]], None]) -> None:
         raise CannotServe(f"cannot go on: {reason}; the log says why")
 
 
-def _open_log(settings: Settings, data_dir: Path, ledger: "Ledger", quarantine_bytes: Callable[[], int]) -> "Wal":
+class _Receivers(NamedTuple):
+    """Where spans are received, and what takes OTLP/HTTP requests that come another way."""
+
+    addresses: dict[str, str]
+    otlp: "Asgi"
+
+
+class _Intake:
+    """What takes spans: the log, the loader behind it and the receivers in front of it."""
+
+    def __init__(self, settings: "Settings", parts: ExitStack, ledger: "Ledger") -> None:
+        from collector.quarantine import Quarantine
+
+        self._settings, self._parts, self._ledger = settings, parts, ledger
+        data_dir = settings.data_dir.absolute()
+        self.wal = _open_log(settings, data_dir, ledger, lambda: self.quarantine.bytes_on_disk())  # noqa: PLW0108 (it opens below)
+        parts.callback(self.wal.release)
+        self.quarantine = Quarantine(data_dir / "quarantine", ledger)
+
+    def receive(self, load: "Load", broken: Callable[[], None]) -> _Receivers:
+        """Begin to load, and to receive. Calls `broken` when a receiver ends by itself."""
+        from collector import otlp_http
+        from collector.admission import Admission
+        from collector.listening import http_server, listen
+        from collector.loader import Loader
+        from collector.otlp_grpc import OtlpGrpc
+
+        settings, parts, host = self._settings, self._parts, self._settings.host
+        loader = Loader(self.wal, load, self.quarantine, self._ledger)
+        loader.start()
+        parts.callback(loader.stop, settings.shutdown_timeout_s)
+        parts.callback(self.wal.close)
+
+        admission = Admission(
+            self.wal.append,
+            self._ledger,
+            request_bytes_max=settings.request_bytes_max,
+            request_spans_max=settings.request_spans_max,
+            in_flight_bytes_max=settings.in_flight_bytes_max,
+            retransmit_window_s=settings.retransmit_window_s,
+            retransmit_entries_max=settings.retransmit_entries_max,
+            tenants_max=settings.tenants_max,
+        )
+        for tenant, digest, received_unix_nano in self.wal.recent_digests():
+            admission.remember(tenant, digest, received_unix_nano)
+
+        otlp_grpc = OtlpGrpc(admission, f"{_in_url(host)}:{settings.otlp_grpc_port}")
+        with _named(host, settings.otlp_grpc_port, "--otlp-grpc-port"):
+            otlp_grpc.start()
+        parts.callback(otlp_grpc.stop)
+
+        app = otlp_http.OtlpHttp(admission)
+        parts.callback(app.close)
+        with _named(host, settings.otlp_http_port, "--otlp-http-port"):
+            listener = listen(host, settings.otlp_http_port)
+        parts.enter_context(http_server(app, listener, broken, **otlp_http.UVICORN_OPTIONS))
+        grpc_address = f"{_in_url(host)}:{otlp_grpc.port}"
+        http_address = f"http://{_in_url(host)}:{listener.getsockname()[1]}"
+        return _Receivers({"otlp_grpc": grpc_address, "otlp_http": http_address}, app)
+
+
+def _collecting(engine: "Engine") -> "Load":
+    from storage.migrate import loads_when_migrated
+
+    return loads_when_migrated(engine)
+
+
+async def _elsewhere(_scope: Any, _receive: Any, send: Any) -> None:
+    """What a process that receives nothing answers to who sends spans below /mlflow."""
+    text = b"cannot take spans here: this is a query service; route POST /mlflow/v1/traces to a collector"
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
+    await send({"type": "http.response.start", "status": 501, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+def _open_log(settings: "Settings", data_dir: Path, ledger: "Ledger", quarantine_bytes: Callable[[], int]) -> "Wal":
     from collector.wal import Wal, WalInUse
 
     try:
@@ -258,7 +211,7 @@ def _open_log(settings: Settings, data_dir: Path, ledger: "Ledger", quarantine_b
 class _Known:
     """What is known of traces beside their spans, the parts that work it out, and the API that answers with it."""
 
-    def __init__(self, settings: Settings, parts: ExitStack, engine: "Engine", tables: "_Tables") -> None:
+    def __init__(self, settings: "Settings", parts: ExitStack, engine: "Engine", tables: "_Tables") -> None:
         from query.implied import ImpliedLinks
         from storage.annotations import Annotations
         from storage.assessments import Assessments
@@ -331,7 +284,7 @@ class _Known:
         return api
 
 
-def _open_registry(settings: Settings) -> "Registry | None":
+def _open_registry(settings: "Settings") -> "Registry | None":
     if settings.registry_uri is None:
         return None
     from query.registry import Registry
@@ -362,7 +315,7 @@ class _Tables(NamedTuple):
     deployments: "dict[str, list[Deployment]]"
 
 
-def _tables(settings: Settings) -> _Tables:
+def _tables(settings: "Settings") -> _Tables:
     from storage.deployments import BadDeployments, load_file
     from storage.prices import BadPrices, Prices
     from storage.vocabulary import BadVocabulary, load
@@ -377,11 +330,39 @@ def _tables(settings: Settings) -> _Tables:
         raise CannotServe(str(error)) from error
 
 
-def _open_store(settings: Settings, data_dir: Path, vocabulary: "Vocabulary") -> "Engine":
+def _open_store(
+    settings: "Settings", role: "Role", vocabulary: "Vocabulary", stop: "queue.SimpleQueue[str]"
+) -> "Engine | None":
+    """The store; None if the program is to stop before its server answers. A collector does not wait for it."""
+    from storage.errors import StoreError
+    from storage.migrate import SchemaMismatch, migrated
+
+    open_engine = _engine_of(settings, vocabulary, stores=role != "query")
+    try:
+        if role == "collect":
+            return open_engine()
+        while True:
+            try:
+                return migrated(open_engine)
+            except SchemaMismatch:
+                raise
+            except StoreError as error:
+                if settings.clickhouse is None:
+                    raise
+                logger.warning("cannot start yet: %s; will try again", error)
+            try:
+                logger.info("stopping: %s", stop.get(timeout=STORE_RETRY_S))
+                return None
+            except queue.Empty:
+                pass
+    except StoreError as error:
+        raise CannotServe(str(error)) from error
+
+
+def _engine_of(settings: "Settings", vocabulary: "Vocabulary", *, stores: bool) -> "Callable[[], Engine]":
+    """What opens the store. `stores`: it will load segments."""
     from storage.embedded import Embedded
     from storage.engine import Bounds
-    from storage.errors import StoreError
-    from storage.migrate import migrated
     from storage.server import Server
 
     bounds = Bounds(
@@ -389,19 +370,18 @@ def _open_store(settings: Settings, data_dir: Path, vocabulary: "Vocabulary") ->
         query_memory_bytes_max=settings.query_memory_bytes_max,
         query_timeout_s=settings.query_timeout_s,
     )
-    hosts, directory = _hosts(settings), data_dir / "store"
-    directory.mkdir(parents=True, exist_ok=True)
-    os.chdir(directory)  # chDB writes `__cache__` into the working directory, whatever it is told
-    try:
-        if hosts is None:
-            return migrated(lambda: Embedded(directory, vocabulary, bounds))
-        return migrated(lambda: Server(hosts, vocabulary, bounds))
-    except StoreError as error:
-        raise CannotServe(str(error)) from error
+    hosts, directory = _hosts(settings), settings.data_dir.absolute() / "store"
+    if stores:
+        directory.mkdir(parents=True, exist_ok=True)
+        os.chdir(directory)  # chDB writes `__cache__` into the working directory, whatever it is told
+    if hosts is None:
+        return lambda: Embedded(directory, vocabulary, bounds)
+    return lambda: Server(hosts, vocabulary, bounds, cluster=settings.clickhouse_cluster)
 
 
-def _hosts(settings: Settings) -> "Hosts | None":
+def _hosts(settings: "Settings") -> "Hosts | None":
     """The ClickHouse servers; None for the one inside."""
+    from storage.cluster import CLIENT_SETTINGS
     from storage.hosts import BadAddress, Hosts, hosts_of
 
     if settings.clickhouse is None:
@@ -409,7 +389,13 @@ def _hosts(settings: Settings) -> "Hosts | None":
     path = settings.clickhouse_password_file
     try:
         password = path.read_text().strip() if path else ""
-        return Hosts(hosts_of(settings.clickhouse), settings.clickhouse_user, password, settings.clickhouse_ca)
+        return Hosts(
+            hosts_of(settings.clickhouse),
+            settings.clickhouse_user,
+            password,
+            settings.clickhouse_ca,
+            CLIENT_SETTINGS if settings.clickhouse_cluster else None,
+        )
     except BadAddress as error:
         raise CannotServe(str(error)) from error
     except OSError as error:
@@ -483,58 +469,18 @@ def _die(message: str, way_out: str | None = None) -> NoReturn:
     sys.exit(1)
 
 
-def _serve_options() -> Iterator[inspect.Parameter]:
-    """One option of `serve` for every setting."""
-    for name, field in Settings.model_fields.items():
-        sizes = field.annotation is ByteSize
-        option = typer.Option(
-            _option_name(name),
-            envvar=ENV_PREFIX + name.upper(),
-            help=field.description,
-            metavar="BYTES" if sizes else None,
-        )
-        yield inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=shown(field.default) if sizes else field.default,
-            annotation=Annotated[str if sizes else field.annotation, option],
-        )
-
-
-def _option_name(setting: str) -> str:
-    return "--" + setting.replace("_", "-")
-
-
-def shown(value: Any) -> str:
-    """A setting's value as people write it: 64 MiB, 0.5, data."""
-    return value.human_readable(separator=" ").replace(".0 ", " ") if isinstance(value, ByteSize) else f"{value}"
-
-
-def _settings(given: dict[str, Any]) -> Settings:
+def _settings(given: dict[str, Any], command: str = "serve") -> "Settings":
     """The settings from options, environment and defaults, in this order. Ends the program with what is wrong."""
     try:
-        return Settings(**given)
-    except ValidationError as error:
-        wrong = []
-        for item in error.errors():
-            name = ".".join(map(str, item["loc"]))
-            where = (
-                f" {item['input']!r} for {_option_name(name)} ({ENV_PREFIX}{name.upper()})"
-                if name
-                else " these settings"
-            )
-            wrong.append(f"cannot use{where}: {item['msg'].removeprefix('Value error, ')}")
-        _die("; ".join(wrong), "see `spanhouse serve --help`")
+        return settings_of(given)
+    except BadSettings as error:
+        _die(str(error), f"see `spanhouse {command} --help`")
 
 
-def _serve(**given: Any) -> None:
-    """Receive, keep and answer until SIGTERM or Ctrl-C.
-
-    What was acknowledged is on disk then. Sizes are written in bytes or as "64 MiB".
-    """
+def _act(role: "Role", given: dict[str, Any]) -> None:
     from cli.log import log_to_stderr
 
-    settings = _settings(given)
+    settings = _settings(given, role)
     log_to_stderr(settings.log_format, settings.log_level)
     known = [ENV_PREFIX + name.upper() for name in (*Settings.model_fields, "url", "tenant")]
     for name in os.environ:
@@ -543,18 +489,73 @@ def _serve(**given: Any) -> None:
             logger.warning("ignoring %s: there is no such setting%s", name, f"; is it {close[0]}?" if close else "")
 
     def ready(addresses: dict[str, str]) -> None:
-        text = "Spanhouse is ready: OTLP/gRPC on {otlp_grpc}, OTLP/HTTP on {otlp_http}, query API on {http}"
-        line = (
-            json.dumps({"event": "ready", **addresses}) if settings.log_format == "json" else text.format(**addresses)
-        )
+        names = {"otlp_grpc": "OTLP/gRPC", "otlp_http": "OTLP/HTTP", "http": "query API"}
+        if role == "collect":
+            names["http"] = "its own state"
+        text = "Spanhouse is ready: " + ", ".join(f"{names[key]} on {at}" for key, at in addresses.items())
+        line = json.dumps({"event": "ready", **addresses}) if settings.log_format == "json" else text
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    run(settings, ready)
+    run(settings, ready, role)
 
 
-_serve.__signature__ = inspect.Signature(list(_serve_options()))  # type: ignore[attr-defined]
-app.command("serve")(_serve)
+def _serve(**given: Any) -> None:
+    """Receive, keep and answer until SIGTERM or Ctrl-C.
+
+    What was acknowledged is on disk then. Sizes are written in bytes or as "64 MiB".
+    """
+    _act("serve", given)
+
+
+def _collect(**given: Any) -> None:
+    """Receive spans and bring them to a ClickHouse server, until SIGTERM or Ctrl-C.
+
+    What was acknowledged is on disk here until it is stored there. Any number of these may run.
+    """
+    _act("collect", given)
+
+
+def _query(**given: Any) -> None:
+    """Answer what is asked of the spans that a ClickHouse server keeps, until SIGTERM or Ctrl-C.
+
+    Any number of these may run; one of them works out what traces come to.
+    """
+    _act("query", given)
+
+
+def _migrate(dry_run: bool, **given: Any) -> None:
+    """Bring the schema of a store to this program's, and end.
+
+    `serve`, `query` and `collect` do so themselves when they start; this is for who wants to see it first.
+    """
+    from storage.errors import StoreError
+    from storage.migrate import migrate, pending, statements
+    from storage.vocabulary import load
+
+    settings = _settings(given, "migrate")
+    try:
+        engine = _engine_of(settings, load(None), stores=settings.clickhouse is None)()
+        try:
+            if dry_run:
+                for migration in pending(engine):
+                    sys.stdout.write(f"-- {migration.name}\n")
+                    sys.stdout.writelines(f"{statement};\n\n" for statement in statements(engine, migration))
+            else:
+                names = migrate(engine)
+                sys.stdout.write(f"Applied {', '.join(names)}.\n" if names else "The schema is up to date.\n")
+        finally:
+            engine.close()
+    except StoreError as error:
+        raise CannotServe(str(error)) from error
+
+
+DRY_RUN = inspect.Parameter(
+    "dry_run",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")],
+)
 
 
 def _print_version(asked: bool) -> None:
@@ -590,7 +591,15 @@ def _here() -> "Here":
 HIDDEN = list(_hidden_packages())
 if not HIDDEN:
     from cli import commands
+    from cli.settings import ENV_PREFIX, BadSettings, Settings, options, settings_of
 
+    by_name: dict[str, Callable[..., None]] = {
+        "serve": _serve, "collect": _collect, "query": _query, "migrate": _migrate,
+    }  # fmt: skip
+    for name, command in by_name.items():
+        more = [DRY_RUN] if name == "migrate" else []
+        setattr(command, "__signature__", inspect.Signature([*more, *options(name)]))  # noqa: B010 (functions have it)
+        app.command(name)(command)
     app.registered_commands += commands.app.registered_commands
     app.registered_groups += commands.app.registered_groups
 

@@ -81,8 +81,20 @@ _REFUSED: dict[int | str, dict[str, Any]] = {429: {"model": ErrorBody}, 503: {"m
 FrameId = Annotated[str, Path(description="Id of a quarantined frame.", max_length=80)]
 
 
-def router(quarantine: Quarantine, append: Callable[[Frame], Future[None]], registry: CollectorRegistry) -> APIRouter:
-    """The routes; replayed frames go through `append`, metrics come from `registry`."""
+def metrics_router(registry: CollectorRegistry) -> APIRouter:
+    """`/metrics`, of what is in `registry`."""
+    routes = APIRouter(tags=["operation"])
+
+    @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def metrics() -> Response:
+        """Metrics in Prometheus's text format."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+def quarantine_router(quarantine: Quarantine, append: Callable[[Frame], Future[None]]) -> APIRouter:
+    """The routes of the quarantine; replayed frames go through `append`."""
     routes = APIRouter(tags=["operation"])
 
     @routes.get("/api/v1/quarantine")
@@ -131,11 +143,6 @@ def router(quarantine: Quarantine, append: Callable[[Frame], Future[None]], regi
         except NotQuarantined as error:
             return _error(404, str(error))
         return Response(status_code=204)
-
-    @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    def metrics() -> Response:
-        """Metrics in Prometheus's text format."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes
 

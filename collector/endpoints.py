@@ -20,6 +20,7 @@ class Base:
 
 BASES = {
     "": Base(("OpenTelemetry", "MLflow", "Phoenix", "Arize", "Traceloop", "OpenLIT", "Logfire", "Laminar", "AgentOps")),
+    "/mlflow": Base(("MLflow (tracking URI)",)),
     "/api/public/otel": Base(("Langfuse",)),
     "/otel": Base(("LangSmith", "W&B Weave", "Braintrust"), "project_id"),
     "/api/v1/otel": Base(("LangSmith (self-hosted)",)),

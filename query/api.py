@@ -19,8 +19,8 @@ from pydantic import BaseModel, Field
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Message, Send
 
-from query import answers, assessed, otlp, trace_json
-from query.errors import RETRY_AFTER, Refused, error_response, install
+from query import answers, assessed, health, otlp, trace_json
+from query.errors import RETRY_AFTER, Refused, install
 from query.model import BadCursor, TraceFilter, TracePage, TraceSummary
 from query.parameters import DURATION_FORMATS, TIME_FORMATS, Duration, Tenant, Time, TraceId, only_known
 from query.spending import Price
@@ -96,7 +96,7 @@ def create_app(
     written = partial(_written, price=price, about=about)
     slot = _slots(trace_reads_max, trace_read_wait_s)
     app.include_router(_traces(reader, written, trace_spans_max, slot, send_stall_s))
-    app.include_router(_health(ready))
+    app.include_router(health.router(ready))
     return app
 
 
@@ -219,29 +219,6 @@ def _traces(
             raise Refused(400, str(error)) from error
         body = {"traces": [_summary_json(trace) for trace in page.traces], "next_cursor": page.next_cursor}
         return answers.json_response(body)
-
-    return router
-
-
-def _health(ready: Callable[[], dict[str, str]]) -> APIRouter:
-    router = APIRouter(tags=["health"])
-
-    @router.get("/healthz", summary="Is the process alive?", response_model=answers.Health)
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @router.get(
-        "/readyz",
-        summary="Do all parts answer?",
-        response_model=answers.Readiness,
-        responses={503: {"model": answers.ErrorAnswer, "description": "`error.parts` has the reason of each."}},
-    )
-    def readyz() -> Response:
-        parts = ready()
-        if parts:
-            reasons = "; ".join(f"{part}: {reason}" for part, reason in parts.items())
-            return error_response(503, f"not ready: {reasons}", headers=RETRY_AFTER, more={"parts": parts})
-        return answers.json_response({"status": "ready"})
 
     return router
 

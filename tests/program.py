@@ -29,20 +29,26 @@ class NotReady(Exception):
 
 
 class Program:
-    """`spanhouse serve` on free ports of 127.0.0.1, run in the directory that holds `data_dir`.
+    """`spanhouse serve`, or another role, on free ports of 127.0.0.1, run in the directory that holds `data_dir`.
 
-    `options` are further arguments of `serve`; `env` adds to this process's environment, from which every
+    `options` are further arguments of the role; `env` adds to this process's environment, from which every
     SPANHOUSE_ variable is removed first.
     """
 
     def __init__(
-        self, data_dir: Path, *options: str, env: Mapping[str, str] | None = None, ready_s_max: float = 60
+        self,
+        data_dir: Path,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        ready_s_max: float = 60,
+        role: str = "serve",
     ) -> None:
         self.data_dir = data_dir
         self.log_path = data_dir.parent / f"{data_dir.name}.log"
         self._arguments = [
-            str(COMMAND), "serve", f"--data-dir={data_dir}", "--log-format=json",
-            "--otlp-grpc-port=0", "--otlp-http-port=0", "--http-port=0", *options,
+            str(COMMAND), role, "--log-format=json", "--http-port=0",
+            *([] if role == "query" else [f"--data-dir={data_dir}", "--otlp-grpc-port=0", "--otlp-http-port=0"]),
+            *options,
         ]  # fmt: skip
         self._env = {key: value for key, value in os.environ.items() if not key.startswith("SPANHOUSE_")}
         self._env.update(env or {})

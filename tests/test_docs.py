@@ -15,7 +15,7 @@ import pytest
 from program import Program
 from prometheus_client.parser import text_string_to_metric_families
 
-import spanhouse as program
+from cli import settings as program
 from query.api import create_app
 
 ROOT = Path(__file__).parent.parent
@@ -48,11 +48,12 @@ def test_settings_page() -> None:
             f"`--{name.replace('_', '-')}`",
             f"`{program.ENV_PREFIX}{name.upper()}`",
             f"`{program.shown(field.default)}`",
+            ", ".join(role for role in ("serve", "collect", "query") if name in program.names_of(role)),
             str(field.description),
         )
         for name, field in program.Settings.model_fields.items()
     ]
-    check_page("settings", table(("option", "variable", "default", "meaning"), *rows))
+    check_page("settings", table(("option", "variable", "default", "of", "meaning"), *rows))
 
 
 def test_cli_page() -> None:

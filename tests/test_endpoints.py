@@ -60,6 +60,7 @@ VENDORS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
         {"x-mlflow-experiment-id": "7", "x-mlflow-run-id": "abc", "x-mlflow-client-version": "3.17.2"},
         {"run_id": "abc", "experiment_id": "7"},
     ),
+    "MLflow (tracking URI)": ("/mlflow", {"x-mlflow-run-id": "abc"}, {"run_id": "abc"}),
     "OpenTelemetry": (
         "",
         {"x-spanhouse-run-id": "r-1", "x-spanhouse-model": "support/bot/12"},

@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 from frame_samples import digests, frame, frame_of, request, span_ids, until
 
-from collector.admin import router
+from collector.admin import metrics_router, quarantine_router
 from collector.frames import Frame, encode_frame, read_frame
 from collector.ledger import Ledger
 from collector.quarantine import NotQuarantined, Quarantine, normalise
@@ -33,7 +33,8 @@ class House:
         )
         self.append = self.wal.append
         app = FastAPI()
-        app.include_router(router(self.quarantine, self._append, self.ledger.registry))
+        app.include_router(quarantine_router(self.quarantine, self._append))
+        app.include_router(metrics_router(self.ledger.registry))
         self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none", lifespan="off"))
         self._serving = threading.Thread(target=self._server.run)
         self._serving.start()
