@@ -30,14 +30,14 @@ class ServerFailed(Exception):
 
 
 class Server:
-    """`options` are further arguments of `serve`. `stop` ends it in peace; leaving the block kills what still runs."""
+    """`options` are further arguments of the role. `stop` ends it in peace; leaving the block kills what still runs."""
 
-    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path, options: Sequence[str] = (), role: str = "serve") -> None:
         self.data_dir = directory / "data"
         self._log_path = directory / "server.log"
+        receives = [f"--data-dir={self.data_dir}", "--otlp-grpc-port=0", "--otlp-http-port=0"]
         self._arguments = [
-            str(COMMAND), "serve", f"--data-dir={self.data_dir}", "--log-format=json",
-            "--otlp-grpc-port=0", "--otlp-http-port=0", "--http-port=0", *options,
+            str(COMMAND), role, "--log-format=json", "--http-port=0", *(receives if role != "query" else ()), *options,
         ]  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -58,7 +58,7 @@ class Server:
             if not line:
                 raise self._failure("no ready line")
             ready = json.loads(line)
-            self.grpc, self.url = str(ready["otlp_grpc"]), str(ready["http"])
+            self.grpc, self.url = str(ready.get("otlp_grpc")), str(ready["http"])
             self._http = httpx.Client(base_url=self.url, timeout=30)
             self.meter = Meter(self._process.pid)
         except BaseException:
