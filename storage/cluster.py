@@ -57,7 +57,7 @@ def on_cluster(statement: str, cluster: str) -> Iterator[str]:
     for pattern in (_CREATE_TABLE, _CREATE_VIEW, _ALTER):
         statement = pattern.sub(rf"\g<0> {where}", statement, count=1)
     yield statement
-    if table in SHARDED:
+    if table in SHARDED and ("CREATE TABLE" in statement or "ADD COLUMN" in statement):
         yield _distributed(table, cluster, where)
 
 

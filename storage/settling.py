@@ -119,6 +119,7 @@ class Settler:
         self._engine = engine
         self._deployments = deployments
         self._interval_s = interval_s
+        self._batch_spans_max = min(BATCH_SPANS_MAX, trace_spans_max)
         self._harvest: Harvest | None = None
         self.settlement = Settlement(engine, vocabulary, deployments, price, trace_spans_max=trace_spans_max)
         self._note = SettlingNote(engine)
@@ -388,7 +389,8 @@ class Settler:
         extents = {trace_id: self._known(tenant, trace_id) for trace_id in trace_ids}
         if unknown := [trace_id for trace_id, extent in extents.items() if extent is None]:
             extents |= self._looked_up(tenant, unknown)
-        for batch in _batches(extent for extent in extents.values() if extent is not None):
+        known = [extent for extent in extents.values() if extent is not None]
+        for batch in _batches(known, self._batch_spans_max):
             if self._stop.is_set():
                 return
             outcomes = self._settle(tenant, batch)
@@ -506,7 +508,7 @@ class Settler:
         try:
             bounds = (order.since_unix_nano, order.until_unix_nano)
             extents = self._looked_up(order.tenant, order.trace_ids, bounds)
-            for batch in _batches(extents.values()):
+            for batch in _batches(extents.values(), self._batch_spans_max):
                 for trace_id, outcome in self._settle(order.tenant, batch).items():
                     key = (order.tenant, trace_id)
                     kept = self._memory.get(key)
@@ -557,8 +559,8 @@ class Stopped(StoreError):
     """The settling ended before it was done."""
 
 
-def _batches(extents: Iterable[Extent]) -> list[list[Extent]]:
-    """Extents in batches of traces that lie near each other in time."""
+def _batches(extents: Iterable[Extent], spans_max: int) -> list[list[Extent]]:
+    """Extents in batches of traces that lie near each other in time; one of more spans than that is alone."""
     batches: list[list[Extent]] = []
     spans, end = 0, 0
     for extent in sorted(extents, key=lambda extent: extent.start_unix_nano):
@@ -568,7 +570,7 @@ def _batches(extents: Iterable[Extent]) -> list[list[Extent]]:
         if (
             not batch
             or len(batch) >= BATCH_TRACES_MAX
-            or spans > BATCH_SPANS_MAX
+            or spans > spans_max
             or end - batch[0].start_unix_nano > BATCH_NANO_MAX
         ):
             batches.append([])

@@ -40,6 +40,8 @@ class House:
         self.settler = Settler(
             self.engine, self.store.vocabulary, self.deployments, price, **{"interval_s": 0.02, **options}
         )
+        # It has its store for itself, on every footing; test_roles.py has several processes on one.
+        self.settler._lease, self.settler._looking = None, True
         self.annotations = Annotations(self.engine, self.settler.touch)
         self.assessments = Assessments(self.engine, self.settler.touch)
         self.entities = Entities(self.engine, self.annotations)

@@ -163,7 +163,7 @@ def test_two_collectors_and_two_query_services(engine: Server, tmp_path: Path) -
         settling[0].kill()
         left = d if settling[0] is c else c
         HttpDoor(a.otlp_http).export(request(span(9, 1), call(9, 2, 1, spanhouse__run__id="r-9")).SerializeToString())
-        eventually(lambda: _run(left, "r-9", 110), 90)
+        eventually(lambda: _run(left, "r-9", 110), 150)
     finally:
         for program in programs:
             if program._process is not None and program._process.poll() is None:

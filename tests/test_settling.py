@@ -367,7 +367,7 @@ def test_batches_are_bounded():
         )
         for n in range(200)
     ]
-    batches = settling._batches(extents)
+    batches = settling._batches(extents, settling.BATCH_SPANS_MAX)
     assert sorted(e.trace_id for batch in batches for e in batch) == sorted(e.trace_id for e in extents)
     for batch in batches:
         assert len(batch) == 1 or sum(e.spans for e in batch) <= settling.BATCH_SPANS_MAX
