@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from query.mlflow.gateway import Asgi
     from query.registry import Registry
     from storage.engine import Engine
-    from storage.hosts import Hosts
     from storage.linking import Deployment
     from storage.prices import Prices
     from storage.spans import Span
@@ -95,7 +94,10 @@ def run(settings: "Settings", ready: Callable[[dict[str, str]], None], role: "Ro
         known = None if role == "collect" else _Known(settings, parts, engine, tables)
         load = known.load if known else _collecting(engine)
         receivers = intake.receive(load, broken) if intake else None
-        api = known.api(receivers.otlp if receivers else _elsewhere) if known else create_collector_app()
+        if known:
+            api = known.api(receivers.otlp if receivers else _elsewhere)
+        else:
+            api = create_collector_app(intake.ready if intake else dict)
         if intake:
             api.include_router(admin.quarantine_router(intake.quarantine, intake.wal.append))
         api.include_router(admin.metrics_router(ledger.registry))
@@ -129,6 +131,11 @@ class _Intake:
         self.wal = _open_log(settings, data_dir, ledger, lambda: self.quarantine.bytes_on_disk())  # noqa: PLW0108 (it opens below)
         parts.callback(self.wal.release)
         self.quarantine = Quarantine(data_dir / "quarantine", ledger)
+
+    def ready(self) -> dict[str, str]:
+        """What keeps it from taking requests, by part."""
+        refusal = self.wal.refusal()
+        return {"log": refusal} if refusal else {}
 
     def receive(self, load: "Load", broken: Callable[[], None]) -> _Receivers:
         """Begin to load, and to receive. Calls `broken` when a receiver ends by itself."""
@@ -220,9 +227,12 @@ class _Known:
         from storage.relink import recanonicalize
         from storage.resettling import Resettling
         from storage.settling import Settler
+        from storage.snapshots import Snapshots
 
         vocabulary, prices, deployments = tables
         self._settings, self._engine, self._vocabulary, self._prices = settings, engine, vocabulary, prices
+        store = settings.data_dir.absolute() / "store"
+        self._snapshots = None if settings.clickhouse else Snapshots(engine, store)
         self._deployments = Deployments(engine, deployments)
         settler = Settler(engine, vocabulary, self._deployments, prices.cost, trace_spans_max=settings.trace_spans_max)
         self.load = settler.watched(engine.load)
@@ -243,7 +253,7 @@ class _Known:
 
     def api(self, otlp: "Asgi") -> "FastAPI":
         """The HTTP API, with all that reads traces and what is known of them. `otlp` takes what MLflow sends."""
-        from query import assessments_api, compare_api, entities_api, links_api, registry_api
+        from query import assessments_api, compare_api, entities_api, links_api, registry_api, snapshots_api
         from query.api import create_app
         from query.assessed import Assessed
         from query.assessment_answers import assessment_json
@@ -277,6 +287,7 @@ class _Known:
             compare_api.router(Samples(engine), registry.write_tags if registry else None),
             entities_api.router(Entities(engine, self._annotations, describe)),
             registry_api.router(registry),
+            snapshots_api.router(self._snapshots),
         ):
             api.include_router(router)
         gateway = Gateway(engine, traces, self._assessments, self._annotations, otlp, mlflow_url=settings.mlflow_url)
@@ -335,16 +346,17 @@ def _open_store(
 ) -> "Engine | None":
     """The store; None if the program is to stop before its server answers. A collector does not wait for it."""
     from storage.errors import StoreError
+    from storage.footing import BadFooting
     from storage.migrate import SchemaMismatch, migrated
 
-    open_engine = _engine_of(settings, vocabulary, stores=role != "query")
+    open_engine = _opening(settings, role, vocabulary)
     try:
         if role == "collect":
             return open_engine()
         while True:
             try:
                 return migrated(open_engine)
-            except SchemaMismatch:
+            except (SchemaMismatch, BadFooting):
                 raise
             except StoreError as error:
                 if settings.clickhouse is None:
@@ -359,47 +371,21 @@ def _open_store(
         raise CannotServe(str(error)) from error
 
 
-def _engine_of(settings: "Settings", vocabulary: "Vocabulary", *, stores: bool) -> "Callable[[], Engine]":
-    """What opens the store. `stores`: it will load segments."""
-    from storage.embedded import Embedded
+def _opening(settings: "Settings", role: "Role", vocabulary: "Vocabulary") -> "Callable[[], Engine]":
+    """What opens the store."""
+    from cli.store import footing_of
     from storage.engine import Bounds
-    from storage.server import Server
 
     bounds = Bounds(
         memory_bytes_max=settings.engine_memory_bytes_max,
         query_memory_bytes_max=settings.query_memory_bytes_max,
         query_timeout_s=settings.query_timeout_s,
     )
-    hosts, directory = _hosts(settings), settings.data_dir.absolute() / "store"
-    if stores:
-        directory.mkdir(parents=True, exist_ok=True)
-        os.chdir(directory)  # chDB writes `__cache__` into the working directory, whatever it is told
-    if hosts is None:
-        return lambda: Embedded(directory, vocabulary, bounds)
-    return lambda: Server(hosts, vocabulary, bounds, cluster=settings.clickhouse_cluster)
-
-
-def _hosts(settings: "Settings") -> "Hosts | None":
-    """The ClickHouse servers; None for the one inside."""
-    from storage.cluster import CLIENT_SETTINGS
-    from storage.hosts import BadAddress, Hosts, hosts_of
-
-    if settings.clickhouse is None:
-        return None
-    path = settings.clickhouse_password_file
-    try:
-        password = path.read_text().strip() if path else ""
-        return Hosts(
-            hosts_of(settings.clickhouse),
-            settings.clickhouse_user,
-            password,
-            settings.clickhouse_ca,
-            CLIENT_SETTINGS if settings.clickhouse_cluster else None,
-        )
-    except BadAddress as error:
-        raise CannotServe(str(error)) from error
-    except OSError as error:
-        raise CannotServe(f"cannot read the password in {path}: {error.strerror}") from error
+    footing = footing_of(settings)
+    if role != "query":
+        footing.directory.mkdir(parents=True, exist_ok=True)
+        os.chdir(footing.directory)  # chDB writes `__cache__` into the working directory, whatever it is told
+    return lambda: footing.open(vocabulary, bounds)
 
 
 @contextmanager
@@ -460,8 +446,18 @@ def main() -> None:
     except Trouble as trouble:
         commands.show_trouble(trouble)
         sys.exit(1)
-    except CannotServe as error:
+    except (CannotServe, BadSettings) as error:
         _die(str(error))
+    except Exception as error:
+        if not _is_of_store(error):
+            raise
+        _die(str(error))
+
+
+def _is_of_store(error: Exception) -> bool:
+    """Whether the store says that it cannot; only a command that uses it has its module."""
+    errors = sys.modules.get("storage.errors")
+    return errors is not None and isinstance(error, errors.StoreError)
 
 
 def _die(message: str, way_out: str | None = None) -> NoReturn:
@@ -524,40 +520,6 @@ def _query(**given: Any) -> None:
     _act("query", given)
 
 
-def _migrate(dry_run: bool, **given: Any) -> None:
-    """Bring the schema of a store to this program's, and end.
-
-    `serve`, `query` and `collect` do so themselves when they start; this is for who wants to see it first.
-    """
-    from storage.errors import StoreError
-    from storage.migrate import migrate, pending, statements
-    from storage.vocabulary import load
-
-    settings = _settings(given, "migrate")
-    try:
-        engine = _engine_of(settings, load(None), stores=settings.clickhouse is None)()
-        try:
-            if dry_run:
-                for migration in pending(engine):
-                    sys.stdout.write(f"-- {migration.name}\n")
-                    sys.stdout.writelines(f"{statement};\n\n" for statement in statements(engine, migration))
-            else:
-                names = migrate(engine)
-                sys.stdout.write(f"Applied {', '.join(names)}.\n" if names else "The schema is up to date.\n")
-        finally:
-            engine.close()
-    except StoreError as error:
-        raise CannotServe(str(error)) from error
-
-
-DRY_RUN = inspect.Parameter(
-    "dry_run",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=False,
-    annotation=Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")],
-)
-
-
 def _print_version(asked: bool) -> None:
     if asked:
         sys.stdout.write(f"spanhouse {importlib.metadata.version('spanhouse')}\n")
@@ -590,16 +552,14 @@ def _here() -> "Here":
 
 HIDDEN = list(_hidden_packages())
 if not HIDDEN:
-    from cli import commands
-    from cli.settings import ENV_PREFIX, BadSettings, Settings, options, settings_of
+    from cli import commands, store
+    from cli.settings import ENV_PREFIX, BadSettings, Role, Settings, options, settings_of
 
-    by_name: dict[str, Callable[..., None]] = {
-        "serve": _serve, "collect": _collect, "query": _query, "migrate": _migrate,
-    }  # fmt: skip
-    for name, command in by_name.items():
-        more = [DRY_RUN] if name == "migrate" else []
-        setattr(command, "__signature__", inspect.Signature([*more, *options(name)]))  # noqa: B010 (functions have it)
-        app.command(name)(command)
+    by_role: dict[Role, Callable[..., None]] = {"serve": _serve, "collect": _collect, "query": _query}
+    for role, command in by_role.items():
+        setattr(command, "__signature__", inspect.Signature(list(options(role))))  # noqa: B010 (functions have it)
+        app.command(role)(command)
+    app.registered_commands += store.app.registered_commands
     app.registered_commands += commands.app.registered_commands
     app.registered_groups += commands.app.registered_groups
 

@@ -98,6 +98,10 @@ class Client:
         answer: dict[str, Any] = self._ask("POST" if write_back else "GET", path, tuple(parameters))
         return answer
 
+    def snapshot(self) -> str:
+        """Make a snapshot of the server's store, and give its name."""
+        return str(self._ask("POST", "/api/v1/snapshots")["name"])
+
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """Every frame in quarantine, oldest first, page by page."""
         cursor = ""

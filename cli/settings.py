@@ -132,9 +132,11 @@ _SCHEMA = frozenset(
 
 
 def names_of(command: str) -> list[str]:
-    """The settings that a command takes: a role, or `migrate`."""
+    """The settings that a command takes: a role, or one that works on a store."""
     without = {"serve": frozenset[str](), "collect": _ANSWERS, "query": _RECEIVES}.get(command)
     names = Settings.model_fields
+    if command == "copy":
+        return [name for name in names if name in _SCHEMA and name not in ("data_dir", "clickhouse")]
     return [name for name in names if name in _SCHEMA] if without is None else [n for n in names if n not in without]
 
 

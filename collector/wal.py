@@ -32,6 +32,8 @@ from collector.status import Overloaded, ShuttingDown, WalFull, WalUnavailable
 
 __all__ = ["Frame", "Segment", "Wal", "WalInUse"]
 
+UNWRITABLE_S = 10.0
+"""For so long after a failed write nothing more is wanted; then somebody may try."""
 _LOG_INTERVAL_S = 10.0  # a full disk fails hundreds of groups a second
 _SEAL_RETRY_S = 1.0
 
@@ -98,6 +100,8 @@ class Wal:
         self._committed_all = False  # the committer has ended
         self._last_unix_nano = 0
         self._seal_not_before_s = 0.0
+        self._unwritable = "", 0.0
+        """Why the last group could not be written, and when, by the monotonic clock."""
         self._failures = _Failures()
         self._seen = SeenFiles(directory, retransmit_window_s)
 
@@ -130,6 +134,16 @@ class Wal:
             self._queued_bytes += size
             self._work.notify()
         return durable
+
+    def refusal(self) -> str:
+        """Why a small request would be refused now; empty if it would be taken."""
+        with self._lock:
+            try:
+                self._check_room(1)
+            except (ShuttingDown, Overloaded, WalFull) as error:
+                return str(error)
+            reason, failed_s = self._unwritable
+        return reason if time.monotonic() - failed_s < UNWRITABLE_S else ""
 
     def recent_digests(self) -> Iterator[tuple[str, bytes, int]]:
         """(tenant, identity, received_unix_nano) of every request received within the retransmit window, from disk.
@@ -269,6 +283,7 @@ class Wal:
             refusal = "cannot write to the write-ahead log: internal error"
             logger.exception("cannot write a group of %d frames", len(group))
         with self._lock:
+            self._unwritable = refusal or "", time.monotonic()
             self._queued_bytes -= sum(queued.bytes for queued in group)
         for queued in group:
             if refusal is None:

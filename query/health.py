@@ -9,10 +9,10 @@ from query import answers
 from query.errors import RETRY_AFTER, error_response, install
 
 
-def create_collector_app() -> FastAPI:
+def create_collector_app(ready: Callable[[], dict[str, str]]) -> FastAPI:
     """The HTTP API of a collector that reads nothing. Other parts add their own routers to it.
 
-    It is ready as soon as it answers: it takes spans while the store is away.
+    `ready` gives what keeps it from taking spans. The store is not among that: it takes them while that is away.
     """
     app = FastAPI(
         title="Spanhouse collector",
@@ -20,7 +20,7 @@ def create_collector_app() -> FastAPI:
         description="Keeps what it receives in its log and brings it to the store. Spans are read at a query service.",
     )
     install(app)
-    app.include_router(router(dict))
+    app.include_router(router(ready))
     return app
 
 

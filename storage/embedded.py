@@ -61,6 +61,15 @@ class Embedded(Engine):
     def _load(self, rows: Rows, token: str) -> None:
         self._writer.command(rows.insert(token))
 
+    def block(self, sql: str) -> bytes:
+        """The rows of a statement in ClickHouse's own format. Raises StoreUnavailable."""
+        try:
+            with self._reader() as client:
+                block: bytes = client.raw_query(sql, fmt="Native")
+                return block
+        except ClickHouseError as error:
+            raise StoreUnavailable(f"cannot read from the store: {text_of(error)}") from error
+
     def _forget_schema_files(self) -> None:
         try:
             self._writer.command("SYSTEM DROP FORMAT SCHEMA CACHE")

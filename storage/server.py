@@ -5,7 +5,7 @@ takes blocks in its own format, with the segment's token.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -34,6 +34,8 @@ _LOADING: dict[str, Any] = {
 }
 
 
+# What came in many blocks becomes one part; of a Distributed table, one a shard.
+_WHOLE = {"min_insert_block_size_rows": 4294967296}
 RECORDS_S = 2.0
 
 
@@ -82,6 +84,20 @@ class Server(Engine):
     def system_table(self, name: str) -> str:
         """What to read a table of ClickHouse's own state from, for all nodes."""
         return f"system.{name}" if self._cluster is None else f"clusterAllReplicas('{self._cluster}', system.{name})"
+
+    def insert_block(self, table: str, columns: Sequence[str], block: bytes, token: str, shard: int = 0) -> None:
+        """Insert rows in ClickHouse's own format, all of one partition, as one part and once for a token.
+
+        On return they are on disk, on the shards they belong to, or on that of this number from 1. Raises
+        StoreUnavailable, after which the same call is safe.
+        """
+        settings = {**_LOADING, "insert_deduplication_token": token, **_WHOLE}
+        if shard:
+            settings["insert_shard_id"] = shard
+        try:
+            self._loader.raw_insert(f"spanhouse.{table}", columns, block, settings)
+        except ClickHouseError as error:
+            raise StoreUnavailable(f"cannot insert into {table}: {text_of(error)}") from error
 
     def _load(self, rows: Rows, token: str) -> None:
         if self._chdb is None:

@@ -44,6 +44,14 @@ RECEIVED = 1_800_000_000_000_000_000
 """2027-01-15T08:00:00Z, the arrival of every frame that says nothing else."""
 
 
+def server(vocabulary: Vocabulary | None = None) -> Server:
+    """The store on the servers of this run, as it is."""
+    assert FOOTING.urls is not None
+    settings = CLIENT_SETTINGS if FOOTING.cluster else None
+    hosts = Hosts(hosts_of(FOOTING.urls), settings=settings)
+    return Server(hosts, vocabulary or load(), cluster=FOOTING.cluster)
+
+
 def clear(engine: Server) -> None:
     """Remove the store from the footing of this run."""
     where = f" ON CLUSTER '{FOOTING.cluster}'" if FOOTING.cluster else ""
@@ -66,8 +74,7 @@ class Store:
         path = self.directory / "store"
         if FOOTING.urls is None:
             return Embedded(path, self.vocabulary)
-        hosts = Hosts(hosts_of(FOOTING.urls), settings=CLIENT_SETTINGS if FOOTING.cluster else None)
-        engine = Server(hosts, self.vocabulary, cluster=FOOTING.cluster)
+        engine = server(self.vocabulary)
         if not path.exists():
             path.mkdir()
             clear(engine)

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from store import FOOTING, clear
-from test_roles import server
+from store import FOOTING, clear, server
 
 CONTROL = os.environ.get("CLICKHOUSE_CONTROL")
 

@@ -11,14 +11,11 @@ import pytest
 from program import COMMAND, NotReady, Program
 from sender import GrpcDoor, HttpDoor
 from settling_house import call, eventually, request, span
-from store import FOOTING, clear
+from store import FOOTING, clear, server
 
-from storage.cluster import CLIENT_SETTINGS
-from storage.hosts import Hosts, hosts_of
 from storage.lease import Lease
 from storage.migrate import SchemaMismatch, migrate, migrations, pending
 from storage.server import Server
-from storage.vocabulary import load
 
 pytestmark = pytest.mark.skipif(FOOTING.urls is None, reason="needs a ClickHouse: CLICKHOUSE_URL or CLICKHOUSE_NODES")
 
@@ -28,12 +25,6 @@ AWAY = "http://127.0.0.1:9"
 def options(urls: str | None = None) -> list[str]:
     given = [f"--clickhouse={urls or FOOTING.urls}"]
     return [*given, f"--clickhouse-cluster={FOOTING.cluster}"] if FOOTING.cluster else given
-
-
-def server() -> Server:
-    assert FOOTING.urls is not None
-    settings = CLIENT_SETTINGS if FOOTING.cluster else None
-    return Server(Hosts(hosts_of(FOOTING.urls), settings=settings), load(), cluster=FOOTING.cluster)
 
 
 @pytest.fixture

@@ -50,7 +50,10 @@ def test_a_full_disk_refuses_and_heals_by_itself(log: Log, monkeypatch: pytest.M
     assert isinstance(error, WalUnavailable)
     assert "No space left" in error.message
     assert error.retry_after_s is not None
+    assert "No space left" in wal.refusal()  # what a balancer is told
     pwritev.on = False
+    monkeypatch.setattr("collector.wal.UNWRITABLE_S", 0)
+    assert wal.refusal() == ""  # somebody has to try
     append(wal, after)
     assert digests(log.segments()) == [before.digest, after.digest]
     assert len(log.segments()) == 1
