@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install run test check bench clean lock
+.PHONY: install run test test-store check bench clean lock
 
 install: .venv/ready
 
@@ -21,6 +21,10 @@ run: .venv/ready
 
 test: .venv/ready-dev
 	$(BIN)/pytest
+
+# On the server at CLICKHOUSE_URL, or the cluster at CLICKHOUSE_NODES.
+test-store: .venv/ready-dev
+	$(BIN)/pytest -m store
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .

@@ -101,6 +101,25 @@ def _copy(
         raise typer.Exit(1)
 
 
+def _views(
+    *,
+    tenant: Annotated[str, typer.Option(envvar="SPANHOUSE_TENANT", help="Tenant whose spans they show.")] = "default",
+    database: Annotated[str, typer.Option(help="Database in which they are made.")] = "otel",
+    **given: Any,
+) -> None:
+    """Make views of a tenant's spans as the OpenTelemetry Collector's ClickHouse exporter has them, for Grafana."""
+    from storage.views import create_views
+    from storage.vocabulary import load
+
+    settings = settings_of(given)
+    engine = footing_of(settings).open(load(None))
+    try:
+        create_views(engine, tenant, database)
+    finally:
+        engine.close()
+    sys.stdout.write(f"Made {database}.otel_traces and its like, of tenant {tenant}.\n")
+
+
 _DRY_RUN = inspect.Parameter(
     "dry_run",
     inspect.Parameter.KEYWORD_ONLY,
@@ -115,4 +134,5 @@ def _add(name: str, command: Any, own: list[inspect.Parameter]) -> None:
 
 
 _add("migrate", _migrate, [_DRY_RUN])
+_add("views", _views, [one for one in inspect.signature(_views).parameters.values() if one.name != "given"])
 _add("copy", _copy, [one for one in inspect.signature(_copy).parameters.values() if one.name != "given"])

@@ -85,7 +85,7 @@ def _condition(i: int, one: AssessmentFilter, parameters: dict[str, Any]) -> str
         parameters[number] = one.number
         either.append(f"Number {'=' if equal else one.operator} {{{number}:Float64}}")
     holds = f"({' OR '.join(either)})"
-    return f"""TraceId IN
+    return f"""TraceId GLOBAL IN
         (
             SELECT TraceId FROM spanhouse.assessments FINAL
             WHERE Deleted = 0 AND Name = {{{name}:String}} AND {"NOT " if one.operator == "!=" else ""}{holds}
@@ -155,7 +155,7 @@ _STARTED = """TraceId IN
                 AND toUnixTimestamp64Nano(min(Start)) < {until:Int64}
         )"""
 
-_LINKED = """TraceId IN
+_LINKED = """TraceId GLOBAL IN
         (
             SELECT TraceId FROM spanhouse.links FINAL
             WHERE Entity = {entity:String} AND Id = {id:String} AND Deleted = 0

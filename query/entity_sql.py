@@ -95,7 +95,7 @@ FROM
         toString(Name) AS Name, Text, count() AS Rows, countIf(NOT isNaN(Number)) AS Numbers,
         sumIf(Number, NOT isNaN(Number)) AS Total, quantileExactStateIf(0.5)(Number, NOT isNaN(Number)) AS Middle
     FROM spanhouse.assessments FINAL
-    WHERE Deleted = 0 AND Kind != 'expectation' AND TraceId IN
+    WHERE Deleted = 0 AND Kind != 'expectation' AND TraceId GLOBAL IN
     (
         SELECT TraceId FROM
         (

@@ -10,7 +10,7 @@ from storage.decode import INT64_MAX
 from storage.engine import Engine
 
 _LINKED = """
-    AND TraceId IN
+    AND TraceId GLOBAL IN
     (
         SELECT TraceId FROM spanhouse.links FINAL
         WHERE Entity = {{entity{i}:String}} AND Id = {{id{i}:String}} AND Deleted = 0{version}

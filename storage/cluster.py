@@ -20,11 +20,14 @@ _NOT_BY_TRACE = frozenset(("origins", "seen"))
 """These are filled by views alone, each on its shard."""
 
 CLIENT_SETTINGS = {
-    "distributed_product_mode": "local",  # what one trace is asked for lies on one shard
+    # What belongs to one trace lies on one shard. A subquery with FINAL has to be a GLOBAL IN all the same: this loses
+    # its FINAL (24.10).
+    "distributed_product_mode": "local",
     "optimize_skip_unused_shards": 1,
     "distributed_foreground_insert": 1,
     # A process that reads what it wrote asks the replica that took it, as long as that lives.
     "load_balancing": "in_order",
+    "use_hedged_requests": 0,  # they ask another replica as soon as that one takes 50 ms
     "max_replica_delay_for_distributed_queries": 10,
     "distributed_ddl_output_mode": "none_only_active",
     "distributed_ddl_task_timeout": 120,

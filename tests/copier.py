@@ -20,7 +20,7 @@ from storage.embedded import Embedded
 from storage.server import Server
 from storage.vocabulary import load
 
-UNIT_ROWS = 100
+UNIT_ROWS = 250
 
 
 class Quiet:

@@ -2,10 +2,12 @@
 would load them, and read back. One engine a process and a directory: close one before opening the next."""
 
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import clickhouse_connect
 import xxhash
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -17,7 +19,7 @@ from storage.cluster import CLIENT_SETTINGS, LOCAL
 from storage.embedded import Embedded
 from storage.engine import Engine
 from storage.hosts import Hosts, hosts_of
-from storage.migrate import migrated
+from storage.migrate import migrated, pending
 from storage.server import Server
 from storage.vocabulary import Vocabulary, load
 
@@ -59,6 +61,26 @@ def clear(engine: Server) -> None:
         engine.command(f"DROP DATABASE IF EXISTS {database}{where} SYNC")
 
 
+def empty(engine: Server) -> None:
+    """Remove all rows, or the whole store if it has not this schema: that takes a cluster some seconds to make."""
+    if not engine.rows("SELECT count() FROM system.databases WHERE name = 'spanhouse'")[0][0] or pending(engine):
+        return clear(engine)
+    tables = [
+        f"{database}.{name}"
+        for database, name in engine.rows(
+            "SELECT database, name FROM system.tables WHERE database IN ('spanhouse', 'spanhouse_local')"
+            " AND engine LIKE '%MergeTree' AND name != 'migrations'"
+        )
+    ]
+    addresses = hosts_of(FOOTING.urls or "")
+    # Of each shard one replica, which waits for the other one.
+    for host in addresses[::2] if FOOTING.cluster else addresses:
+        client = clickhouse_connect.get_client(host=host.host, port=host.port, settings={"alter_sync": 2})
+        for table in tables:
+            client.command(f"TRUNCATE TABLE {table}")
+        client.close()
+
+
 class Store:
     """An engine with the schema, and the reader on top."""
 
@@ -68,6 +90,7 @@ class Store:
         self.engine = migrated(self._open)
         self.traces = Traces(self.engine, self.vocabulary)
         self._segments = 0
+        self._run = uuid.uuid4().hex[:8]  # servers remember the tokens of other tests
 
     def _open(self) -> Engine:
         """The footing: chDB, or the server or cluster that `footing` names, empty for a directory without a store."""
@@ -77,7 +100,7 @@ class Store:
         engine = server(self.vocabulary)
         if not path.exists():
             path.mkdir()
-            clear(engine)
+            empty(engine)
         return engine
 
     def load(
@@ -110,7 +133,7 @@ class Store:
                 signal: Signal = "logs" if isinstance(request, ExportLogsServiceRequest) else "traces"
                 frame = Frame(tenant, xxhash.xxh3_128_digest(body), 0, body, context, signal)
                 file.writelines(encode_frame(frame, received + i))
-        return path, path.stem
+        return path, f"{self._run}-{path.stem}"
 
     def number(self, sql: str) -> int:
         """A single number that a statement answers, over all tenants."""

@@ -206,7 +206,7 @@ def test_a_copy_that_was_killed_goes_on(data_dir: Path, moment: str) -> None:
 
 def test_a_copy_that_is_killed_at_any_time_goes_on(data_dir: Path) -> None:
     command = [sys.executable, str(Path(__file__).with_name("copier.py")), str(data_dir), URL]
-    for tenths in range(1, 15, 2):
+    for tenths in (2, 5, 9):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (data_dir / "copying" / "state.json").exists():
             time.sleep(0.01)

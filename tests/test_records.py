@@ -195,6 +195,7 @@ def test_a_tenant_without_records_costs_no_query_until_there_are_some(store: Sto
         return reading(self, tenant, sql, parameters)
 
     monkeypatch.setattr(type(engine), "read", counting)
+    monkeypatch.setattr("storage.server.RECORDS_S", 3600)  # where others load, too, it is asked now and then
     store.load([request(span(1, trace_id=trace_id(11)))], tenant="quiet")
 
     def queries() -> int:

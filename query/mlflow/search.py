@@ -35,12 +35,12 @@ _COLUMNS = {
     "status": "State", "client_request_id": "ClientRequestId", "experiment_id": "ExperimentId",
 }  # fmt: skip
 
-_LINKED = """TraceId IN
+_LINKED = """TraceId GLOBAL IN
     (
         SELECT TraceId FROM spanhouse.links FINAL
         WHERE Entity = '{entity}' AND Deleted = 0 AND {conditions}
     )"""
-_ASSESSED = """TraceId {maybe}IN
+_ASSESSED = """TraceId GLOBAL {maybe}IN
     (
         SELECT TraceId FROM spanhouse.assessments FINAL
         WHERE Deleted = 0 AND Kind {kinds} AND Name = {name}

@@ -27,7 +27,7 @@ FROM
         []::Array(String) AS Runs,
         []::Array(String) AS Prompts
     FROM spanhouse.facts FINAL
-    WHERE TraceId IN
+    WHERE TraceId GLOBAL IN
         (
             SELECT TraceId FROM spanhouse.links FINAL
             WHERE Entity = 'experiment' AND Id IN {experiments:Array(String)} AND Deleted = 0

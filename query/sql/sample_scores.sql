@@ -15,7 +15,7 @@ FROM
             avgIf(Number, NOT isNaN(Number)) AS Average,
             argMaxIf(Text, Updated, Text != '' AND (isNaN(Number) OR Text NOT IN ('true', 'false'))) AS Label
         FROM spanhouse.assessments FINAL
-        WHERE Deleted = 0 AND Kind != 'expectation' AND TraceId IN
+        WHERE Deleted = 0 AND Kind != 'expectation' AND TraceId GLOBAL IN
         (
             SELECT TraceId
             FROM spanhouse.links FINAL
