@@ -9,7 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otlp_building import attribute
-from store import Store
+from store import Store, altered
 
 from query.entities import Entities
 from query.trace_links import TraceLinks
@@ -69,8 +69,7 @@ class House:
 
     def backdate(self, table: str = "traces") -> None:
         """As if all rows had been loaded when they were received."""
-        self.engine.alter(f"ALTER TABLE spanhouse.{table} UPDATE Loaded = Received WHERE 1", {})
-        eventually(lambda: all(done for _, done, _ in self.engine.mutations(table)))
+        altered(self.engine, f"{table} UPDATE Loaded = Received WHERE 1")
 
     def settle(self, seconds_max: float = 20) -> None:
         """Wait until nothing is left to settle."""

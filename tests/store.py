@@ -2,6 +2,7 @@
 would load them, and read back. One engine a process and a directory: close one before opening the next."""
 
 import os
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +80,15 @@ def empty(engine: Server) -> None:
         for table in tables:
             client.command(f"TRUNCATE TABLE {table}")
         client.close()
+
+
+def altered(engine: Engine, change: str) -> None:
+    """Make a change of stored rows, as `spans DELETE WHERE …`, and wait for it. Behind the back of all that runs."""
+    engine.alter(f"ALTER TABLE spanhouse.{change}", {})
+    deadline = time.monotonic() + 60
+    while not all(done for _, done, _ in engine.mutations(change.split(maxsplit=1)[0])):
+        assert time.monotonic() < deadline, f"{change} is not done after 60 s"
+        time.sleep(0.02)
 
 
 class Store:

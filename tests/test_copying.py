@@ -22,8 +22,8 @@ from otlp_building import request as plain_request
 from otlp_building import span as plain_span
 from program import COMMAND, Program
 from recorded import CASES, requests
-from settling_house import House, call, eventually, trace_id
-from store import FOOTING, Store, clear, server
+from settling_house import House, call, trace_id
+from store import FOOTING, Store, altered, clear, server
 
 from collector.otlp_json import to_protobuf
 from query import trace_json
@@ -109,13 +109,6 @@ def data_dir(filled: Path, tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "data"
 
 
-def altered(engine: Engine, change: str) -> None:
-    """Rows of the target change, under the copier's hands."""
-    engine.alter(f"ALTER TABLE spanhouse.{change}", {})
-    table = change.split(maxsplit=1)[0]
-    eventually(lambda: all(done for _, done, _ in engine.mutations(table)))
-
-
 def answers(store: Store) -> dict[str, Any]:
     """What a reader is told: lists, and traces with their spans, content, events, links and assessments."""
     rooms = House(store.directory, store)
@@ -190,7 +183,7 @@ def test_everything_is_read_alike_on_both_sides(data_dir: Path) -> None:
     assert list((data_dir / "store" / "shadow").glob("2*")) == []
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_a_copy_that_was_killed_goes_on(data_dir: Path, moment: str) -> None:
     """Inserts 1, 3, 5 … are of `traces`, with those of `spans` to follow."""
     for number in (1, 2, 3, 6, 9):
@@ -204,6 +197,7 @@ def test_a_copy_that_was_killed_goes_on(data_dir: Path, moment: str) -> None:
     assert json.loads(run(data_dir).stdout) == {}
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_killed_at_any_time_goes_on(data_dir: Path) -> None:
     command = [sys.executable, str(Path(__file__).with_name("copier.py")), str(data_dir), URL]
     for tenths in (2, 5, 9):
@@ -219,6 +213,7 @@ def test_a_copy_that_is_killed_at_any_time_goes_on(data_dir: Path) -> None:
     assert target[1] == source[1]
 
 
+@pytest.mark.slow
 def test_what_came_since_is_copied_and_nothing_twice(data_dir: Path) -> None:
     copied(data_dir, URL)
     rooms = House(data_dir, Source(data_dir)).start()
@@ -275,6 +270,7 @@ def test_the_target_settles_only_what_the_source_had_not(data_dir: Path) -> None
     }
 
 
+@pytest.mark.slow
 def test_the_target_keeps_what_it_has_and_what_is_newer_there(data_dir: Path) -> None:
     copied(data_dir, URL)
     rooms = House(data_dir, Target(data_dir)).start()
@@ -293,6 +289,7 @@ def test_the_target_keeps_what_it_has_and_what_is_newer_there(data_dir: Path) ->
     after.close()
 
 
+@pytest.mark.slow
 def test_what_was_changed_on_the_target_is_found(data_dir: Path) -> None:
     copied(data_dir, URL)
     target = Target(data_dir)
@@ -362,6 +359,7 @@ def command(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 def test_a_store_that_takes_spans_is_copied(data_dir: Path) -> None:
     """`spanhouse copy` beside `spanhouse serve`, twice, and once more after that one has stopped."""
     stop, sent = threading.Event(), []

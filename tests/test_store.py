@@ -212,6 +212,7 @@ def test_a_tenant_reads_nothing_of_another(store: Store) -> None:
         assert store.engine.read("nobody", f"SELECT count() FROM spanhouse.{table}", {}) == [[0]]
 
 
+@pytest.mark.slow
 def test_a_hundred_small_loads_do_not_make_a_hundred_parts(store: Store) -> None:
     for i in range(100):
         store.load([request(span(1, trace_id=trace_id(5000 + i)))], tenant="small")

@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from otlp_building import attribute, request, span
 from recorded import CASES, requests
-from store import Store
+from store import Store, altered
 
 from collector.otlp_json import to_protobuf
 from storage import vocabulary
@@ -108,8 +108,7 @@ def test_applying_the_same_vocabulary_again_changes_nothing(store: Store) -> Non
     store.load(bodies)
     before = said(store)
     assert sum(map(bool, before)) > 2000
-    store.engine.command("ALTER TABLE spanhouse.spans UPDATE Canonical = mapUpdate(Canonical, map('agent_id', 'wrong'))"
-                         " WHERE 1 SETTINGS mutations_sync = 1")  # fmt: skip
+    altered(store.engine, "spans UPDATE Canonical = mapUpdate(Canonical, map('agent_id', 'wrong')) WHERE 1")
     recanonicalize(store.engine, store.vocabulary, "default", ALWAYS)
     assert said(store) == before
 
