@@ -323,11 +323,17 @@ def settings() -> str:
 
 
 class Rows(NamedTuple):
-    """What a segment has for a table: its columns, and the SELECT that reads them, settings included."""
+    """What a segment has for a table: its columns, the SELECT that reads them, and the settings with which it does."""
 
     table: str
     columns: tuple[str, ...]
-    select: str
+    query: str
+    settings: str
+
+    @property
+    def select(self) -> str:
+        """The whole statement."""
+        return f"{self.query}\nSETTINGS {self.settings}"
 
     def insert(self, token: str) -> str:
         """INSERT of them, at most once for a token."""
@@ -353,4 +359,4 @@ class Decoder:
         `path` is absolute and made of the WAL's own file names: it is quoted all the same.
         """
         select = self._select.replace("{path}", literal(str(path)))
-        return Rows("ingest", (*_COLUMNS, "Canonical"), f"{select}\nSETTINGS {settings()}")
+        return Rows("ingest", (*_COLUMNS, "Canonical"), select, settings())

@@ -98,4 +98,4 @@ def _select() -> str:
 def rows(path: Path) -> Rows:
     """Of one segment: every log record of it is a row of `spanhouse.records`."""
     select = _select().replace("{path}", literal(str(path)))
-    return Rows("records", tuple(_COLUMNS), f"{select}\nSETTINGS {settings()}")
+    return Rows("records", tuple(_COLUMNS), select, settings())
