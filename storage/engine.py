@@ -45,7 +45,7 @@ _DATA_CODES = frozenset(
     | {434, 435, 436, 437, 444, 574, 686}
 )
 # 49 is LOGICAL_ERROR: what reading many millions of empty attributes comes to before a shortage of memory is noticed.
-_MEMORY_CODES = frozenset({241, 49})
+MEMORY_CODES = frozenset({241, 49})
 _TIME_CODES = frozenset({159, 160, 394})
 # BAD_ARGUMENTS and CANNOT_PARSE_PROTOBUF_SCHEMA, of the file in which chDB keeps the schema of a segment.
 _SCHEMA_CODES = frozenset({36, 434})
@@ -211,7 +211,7 @@ class Engine(ABC):
                 raise StoreUnavailable(text) from error
             if code in _DATA_CODES:
                 raise DataError(text) from error
-            if code in _MEMORY_CODES:
+            if code in MEMORY_CODES:
                 raise OutOfMemory(text) from error
             raise StoreUnavailable(text) from error
 

@@ -18,7 +18,7 @@ from storage import recheck
 from storage.cluster import LOCAL, altered, on_cluster
 from storage.decode import Rows
 from storage.embedded import SMALL
-from storage.engine import DEFAULT, Bounds, Client, Engine, text_of
+from storage.engine import DEFAULT, MEMORY_CODES, MIB, Bounds, Client, Engine, text_of
 from storage.errors import StoreUnavailable
 from storage.hosts import Handle, Hosts
 from storage.vocabulary import Vocabulary
@@ -40,6 +40,8 @@ _LOADING: dict[str, Any] = {
 # What came in many blocks becomes one part; of a Distributed table, one a shard.
 _WHOLE = {"min_insert_block_size_rows": 4294967296}
 RECORDS_S = 2.0
+HARMLESS_BYTES = 32 * MIB
+"""When a server has no memory for a block smaller than this, it is not the block's fault."""
 CLOCKS_S = 60
 """How far the clocks of a collector and a server may be apart."""
 
@@ -113,7 +115,12 @@ class Server(Engine):
         block = self._chdb.raw_query(rows.select, fmt="Native") if token else b""
         if block:
             settings = {**_LOADING, "insert_deduplication_token": token}
-            self._loader.raw_insert(f"spanhouse.{rows.table}", rows.columns, block, settings)
+            try:
+                self._loader.raw_insert(f"spanhouse.{rows.table}", rows.columns, block, settings)
+            except ClickHouseError as error:
+                if getattr(error, "code", None) in MEMORY_CODES and len(block) < HARMLESS_BYTES:
+                    raise StoreUnavailable(f"cannot load now: {text_of(error)}") from error
+                raise
 
     def _trusted(self, rows: Rows, token: str) -> str:
         """The token to load with; empty if the rows are stored. See recheck.py: replicas share a log that is sound."""

@@ -10,12 +10,18 @@ import httpx
 import pytest
 from program import COMMAND, NotReady, Program
 from sender import GrpcDoor, HttpDoor
-from settling_house import call, eventually, request, span
+from settling_house import NOW, call, eventually, request, span
 from store import FOOTING, clear, server
+from xxhash import xxh3_128_digest
 
+from collector.frames import Frame, encode_frame
+from storage.cluster import CLIENT_SETTINGS
+from storage.errors import StoreUnavailable
+from storage.hosts import Hosts, hosts_of
 from storage.lease import Lease
 from storage.migrate import SchemaMismatch, migrate, migrations, pending
 from storage.server import Server
+from storage.vocabulary import load
 
 pytestmark = pytest.mark.skipif(FOOTING.urls is None, reason="needs a ClickHouse: CLICKHOUSE_URL or CLICKHOUSE_NODES")
 
@@ -172,6 +178,21 @@ def _run(service: Program, run_id: str, tokens: int) -> dict | None:
 def test_a_query_service_waits_for_its_server(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="cannot start yet"):
         Program(tmp_path / "data", *options(AWAY), role="query", ready_s_max=5).start()
+
+
+def test_a_server_without_memory_is_no_fault_of_the_data(engine: Server, tmp_path: Path) -> None:
+    """It would end in quarantine."""
+    migrate(engine)
+    settings = {**(CLIENT_SETTINGS if FOOTING.cluster else {}), "max_memory_usage": 100_000}
+    poor = Server(Hosts(hosts_of(FOOTING.urls or ""), settings=settings), load(), cluster=FOOTING.cluster)
+    segment = tmp_path / "one.wal"
+    body = request(*(call(1, n) for n in range(1, 2000))).SerializeToString()
+    segment.write_bytes(b"".join(encode_frame(Frame("default", xxh3_128_digest(body), 0, body, (), "traces"), NOW)))
+    with pytest.raises(StoreUnavailable, match="cannot load now"):
+        poor.load(segment, "poor")
+    poor.close()
+    engine.load(segment, "poor")
+    assert stored(engine) == 1999
 
 
 def test_apart_needs_a_server(tmp_path: Path) -> None:
