@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import clickhouse_connect
+import zstandard
 from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
 
 CONNECT_TIMEOUT_S = 5
@@ -134,8 +135,12 @@ class Handle:
         return self._do("insert", table, data, column_names=column_names, settings=settings)
 
     def raw_insert(self, table: str, column_names: Sequence[str], block: bytes, settings: dict[str, Any]) -> Any:
-        """Insert a block in the server's own format."""
-        return self._do("raw_insert", table, column_names, block, settings, fmt="Native")
+        """Insert a block in the server's own format.
+
+        It travels compressed: a twelfth of the bytes for a tenth more of the processor (decision 8).
+        """
+        small = zstandard.ZstdCompressor(level=1).compress(block)
+        return self._do("raw_insert", table, column_names, small, settings, fmt="Native", compression="zstd")
 
     def close(self) -> None:
         """Let go of the connection; the next use opens another."""
