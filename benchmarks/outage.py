@@ -228,7 +228,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, object]:
             for number in range(1, len(nodes) + 1):
                 node("stop", number)
             time.sleep(arguments.away_s)
-            wal_bytes = sum(file.stat().st_size for one in "ab" for file in (directory / one).rglob("*.wal"))
+            wal_bytes = sum(f.stat().st_size for one in "ab" for f in (directory / one / "data" / "wal").iterdir())
         load.stop()
         behind = load.acknowledged - load.stored()
         for number in range(1, len(nodes) + 1):
