@@ -117,7 +117,9 @@ class Arrivals:
         if len(memory):
             found += self._remembered(window, {arrival.key for arrival in found}, memory)
         # A clock that was set back makes what arrives now older than what arrived before.
-        self.position_unix_s = until or min(max(seconds), int(time.time())) - OVERLAP_S
+        now = int(time.time())
+        # Of the last seconds more may become readable, however many there are already.
+        self.position_unix_s = min(until, now - OVERLAP_S) if until else min(max(seconds), now) - OVERLAP_S
         return found, until is not None
 
     def _seconds(self, since: int) -> tuple[dict[int, int], dict[str, set[int]]]:

@@ -45,7 +45,9 @@ class LateScores:
             return {}, False
         last, more = found[-1][2], len(found) >= ROWS_MAX
         # A clock that was set back makes what arrives now older than what arrived before.
-        self._next = last + 1 if more else min(last, int(time.time())) - OVERLAP_S, set(found)
+        now = int(time.time())
+        # Of the last seconds more may become readable, however many there are already.
+        self._next = min(last + 1, now - OVERLAP_S) if more else min(last, now) - OVERLAP_S, set(found)
         new: dict[Key, int] = {}
         for tenant, trace_id, second, _ in sorted(set(found) - self._seen, key=lambda row: row[2]):
             new.setdefault((tenant, trace_id), second)

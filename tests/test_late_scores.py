@@ -125,6 +125,7 @@ def test_records_of_before_a_restart(house: Harvesting, tmp_path: Path) -> None:
 
 def test_many_scores_are_looked_at_piece_by_piece(house: Harvesting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(late_scores, "ROWS_MAX", 3)
+    monkeypatch.setattr(late_scores, "OVERLAP_S", 1)
     traces = range(1, 21)
     house.load(*(request(call(t, 1)) for t in traces))
     house.settle()
