@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cli.commands import Here
     from cli.settings import Role, Settings
     from collector.ledger import Ledger
-    from collector.loader import Load
+    from collector.loader import Load, Prepare
     from collector.wal import Wal
     from query.mlflow.gateway import Asgi
     from query.registry import Registry
@@ -93,7 +93,7 @@ def run(settings: "Settings", ready: Callable[[dict[str, str]], None], role: "Ro
         parts.callback(engine.close)
         known = None if role == "collect" else _Known(settings, parts, engine, tables)
         load = known.load if known else _collecting(engine)
-        receivers = intake.receive(load, broken) if intake else None
+        receivers = intake.receive(load, engine.prepare, broken) if intake else None
         if known:
             api = known.api(receivers.otlp if receivers else _elsewhere)
         else:
@@ -137,7 +137,7 @@ class _Intake:
         refusal = self.wal.refusal()
         return {"log": refusal} if refusal else {}
 
-    def receive(self, load: "Load", broken: Callable[[], None]) -> _Receivers:
+    def receive(self, load: "Load", prepare: "Prepare", broken: Callable[[], None]) -> _Receivers:
         """Begin to load, and to receive. Calls `broken` when a receiver ends by itself."""
         from collector import otlp_http
         from collector.admission import Admission
@@ -146,7 +146,7 @@ class _Intake:
         from collector.otlp_grpc import OtlpGrpc
 
         settings, parts, host = self._settings, self._parts, self._settings.host
-        loader = Loader(self.wal, load, self.quarantine, self._ledger)
+        loader = Loader(self.wal, load, self.quarantine, self._ledger, prepare=prepare)
         loader.start()
         parts.callback(loader.stop, settings.shutdown_timeout_s)
         parts.callback(self.wal.close)

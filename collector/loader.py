@@ -27,6 +27,8 @@ from storage.errors import DataError, OutOfMemory, StoreUnavailable
 # same token twice stores once. On return it is on disk. Any exception but DataError means: try again; OutOfMemory also:
 # perhaps with less at a time.
 Load = Callable[[Path, str, Signal], None]
+# (file of frames, token, signal): it will be loaded soon, after those prepared before it. Returns at once.
+Prepare = Callable[[Path, str, Signal], None]
 
 _SIGNALS: tuple[Signal, ...] = ("traces", "logs")
 
@@ -42,6 +44,11 @@ _WAIT_S = 1.0  # how soon `stop` is noticed while nothing is sealed; `close` of 
 logger = logging.getLogger(__name__)
 
 
+def _bisections(segment: Segment) -> list[Bisection]:
+    held = {signal for signal, _ in segment.items}
+    return [Bisection(segment, signal) for signal in _SIGNALS if signal in held]
+
+
 class _Stopped(Exception):
     """The loader is to end between two steps; what is left is found by the next start."""
 
@@ -50,10 +57,18 @@ class Loader:
     """Feeds the store from the WAL. `start` it when the store is open, `stop` it after the WAL is closed."""
 
     def __init__(
-        self, wal: Wal, load: Load, quarantine: Quarantine, ledger: Ledger, *, backoff_s_max: float = 30.0
+        self,
+        wal: Wal,
+        load: Load,
+        quarantine: Quarantine,
+        ledger: Ledger,
+        *,
+        prepare: Prepare = lambda *_: None,
+        backoff_s_max: float = 30.0,
     ) -> None:
         self._wal = wal
         self._load = load
+        self._prepare = prepare
         self._quarantine = quarantine
         self._ledger = ledger
         self._backoff_s_max = backoff_s_max
@@ -89,8 +104,11 @@ class Loader:
                 return
 
     def _deliver(self, segment: Segment) -> None:
-        held = {signal for signal, _ in segment.items}
-        bisections = [Bisection(segment, signal) for signal in _SIGNALS if signal in held]
+        bisections = _bisections(segment)
+        following = self._wal.peek_sealed()
+        for upcoming in (*bisections, *(_bisections(following)[:1] if following else ())):
+            if not upcoming.begun:
+                self._prepare(upcoming.segment.path, upcoming.token, upcoming.signal)
         for bisection in bisections:
             self._deliver_signal(bisection)
         self._patiently("discard a segment", lambda: self._wal.discard(segment))

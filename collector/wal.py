@@ -167,6 +167,11 @@ class Wal:
                 self._loader_idle = False
             return self._sealed.popleft() if self._sealed else None
 
+    def peek_sealed(self) -> Segment | None:
+        """The segment that `next_sealed` would give now."""
+        with self._lock:
+            return self._sealed[0] if self._sealed else None
+
     def discard(self, segment: Segment) -> None:
         """Forget a segment whose spans are on disk elsewhere. Raises OSError; calling it again is harmless.
 

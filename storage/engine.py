@@ -193,15 +193,20 @@ class Engine(ABC):
         except ClickHouseError as error:
             raise StoreUnavailable(f"cannot write to {table}: {text_of(error)}") from error
 
+    def prepare(self, segment: Path, token: str, signal: Signal) -> None:  # noqa: B027 (chDB decodes as it stores)
+        """Begin with what can be done of a load while another one runs: that of this segment will be the next."""
+
+    def _rows(self, segment: Path, signal: Signal) -> Rows:
+        return self._decoder.rows(segment.absolute()) if signal == "traces" else decode_records.rows(segment.absolute())
+
     def load(self, segment: Path, token: str, signal: Signal = "traces") -> None:
         """Insert every span, or log record, of a segment, once for a token. On return it is on disk, in all tables.
 
         Raises DataError if the bytes do not load, today or ever; OutOfMemory if the segment may be too large for the
         memory there is; StoreUnavailable for all else, after which the same call with the same token is safe.
         """
-        path = segment.absolute()
         try:
-            self._load(self._decoder.rows(path) if signal == "traces" else decode_records.rows(path), token)
+            self._load(self._rows(segment, signal), token)
             self._record_loads += signal == "logs"
         except ClickHouseError as error:
             text = f"cannot load {segment.name}: {text_of(error)}"

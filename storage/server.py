@@ -7,6 +7,8 @@ takes blocks in its own format, with the segment's token.
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,7 +20,7 @@ from storage import recheck
 from storage.cluster import LOCAL, altered, on_cluster
 from storage.decode import Rows
 from storage.embedded import SMALL
-from storage.engine import DEFAULT, MEMORY_CODES, MIB, Bounds, Client, Engine, text_of
+from storage.engine import DEFAULT, MEMORY_CODES, MIB, Bounds, Client, Engine, Signal, text_of, yield_to_others
 from storage.errors import StoreUnavailable
 from storage.hosts import Handle, Hosts
 from storage.vocabulary import Vocabulary
@@ -42,6 +44,8 @@ _WHOLE = {"min_insert_block_size_rows": 4294967296}
 RECORDS_S = 2.0
 HARMLESS_BYTES = 32 * MIB
 """When a server has no memory for a block smaller than this, it is not the block's fault."""
+PREPARED_MAX = 3
+"""Of a segment its spans and its log records, and the spans of the next."""
 CLOCKS_S = 60
 """How far the clocks of a collector and a server may be apart."""
 
@@ -64,6 +68,8 @@ class Server(Engine):
             self.database = LOCAL
         self._decoding = f":memory:?{urlencode({'max_server_memory_usage': bounds.memory_bytes_max, **SMALL})}"
         self._chdb: Client = None  # until something is to be decoded
+        self._decoding_thread = ThreadPoolExecutor(1, "decoder", yield_to_others)
+        self._prepared: dict[str, Future[bytes]] = {}
         self._loader = Handle(hosts)
         super().__init__(vocabulary, bounds)
 
@@ -72,6 +78,7 @@ class Server(Engine):
 
     def close(self) -> None:
         """Close all handles, and the decoder."""
+        self._decoding_thread.shutdown(cancel_futures=True)
         super().close()
         self._loader.close()
         if self._chdb is not None:
@@ -108,11 +115,30 @@ class Server(Engine):
         except ClickHouseError as error:
             raise StoreUnavailable(f"cannot insert into {table}: {text_of(error)}") from error
 
-    def _load(self, rows: Rows, token: str) -> None:
+    def prepare(self, segment: Path, token: str, signal: Signal) -> None:
+        """Decode it beside the loads before it: the server works on those meanwhile."""
+        if token not in self._prepared and len(self._prepared) < PREPARED_MAX:
+            rows = self._rows(segment, signal)
+            self._prepared[token] = self._decoding_thread.submit(self._decode, rows.select)
+
+    def _decode(self, select: str) -> bytes:
         if self._chdb is None:
             self._chdb = clickhouse_connect.get_client(interface="chdb", path=self._decoding)
-        token = self._trusted(rows, token)
-        block = self._chdb.raw_query(rows.select, fmt="Native") if token else b""
+        block: bytes = self._chdb.raw_query(select, fmt="Native")
+        return block
+
+    def _block(self, rows: Rows, token: str) -> bytes:
+        """The rows of a segment. Not prepared, it may have failed before, for want of memory: then others wait."""
+        prepared = self._prepared.pop(token, None)
+        if prepared is None:
+            self._prepared.clear()
+            prepared = self._decoding_thread.submit(self._decode, rows.select)
+        return prepared.result()
+
+    def _load(self, rows: Rows, token: str) -> None:
+        trusted = self._trusted(rows, token)
+        block = self._block(rows, token) if trusted else b""
+        token = trusted
         if block:
             settings = {**_LOADING, "insert_deduplication_token": token}
             try:
@@ -130,7 +156,7 @@ class Server(Engine):
         started_s = int(self._loader.command("SELECT toUnixTimestamp(now()) - uptime()"))
         if born >= (started_s + CLOCKS_S) * 1_000_000_000:
             return token
-        block = self._chdb.raw_query(recheck.sent(rows), fmt="Native")
+        block = self._decoding_thread.submit(self._decode, recheck.sent(rows)).result()
         sent = ExternalData(
             file_name=recheck.SENT, data=block, fmt="Native", structure=recheck.structure(rows).split(", ")
         )

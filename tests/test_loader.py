@@ -1,15 +1,20 @@
 """The loader: every segment reaches the store once, however long that is away."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from frame_samples import FakeStore, frame, until
 from loader_house import SEGMENT_ID, House, sealed_segment
 
-from collector.loader import Load
+from collector.ledger import Ledger
+from collector.loader import Load, Loader
+from collector.quarantine import Quarantine
+from collector.wal import Wal
 from storage.errors import StoreUnavailable
 
 
@@ -53,6 +58,39 @@ def test_what_an_earlier_process_left_is_loaded_first(house, tmp_path: Path) -> 
     assert store.digests == [each.digest for each in (*left, later)]
     assert store.attempts[0] == SEGMENT_ID
     assert home.ledger.spans()["default"].stored == 3
+
+
+def test_the_store_hears_in_order_what_it_will_load_next(tmp_path: Path) -> None:
+    told: list[tuple[str, str, str]] = []
+    store = FakeStore()
+    wal = Wal(tmp_path / "wal", Ledger(), flush_interval_s=0.0, segment_bytes_max=1)
+    frames = [frame(), replace(frame(), signal="logs"), frame()]
+    for each in frames:
+        wal.append(each).result(10)
+    wal.close()
+
+    def prepare(path: Path, token: str, signal: str) -> None:
+        assert path.exists()
+        told.append(("prepare", token, signal))
+
+    def load(path: Path, token: str, signal: str) -> None:
+        told.append(("load", token, signal))
+        store.load(path, token, signal)
+
+    ledger = Ledger()
+    for each in frames:
+        ledger.admitted(each.tenant, received=each.items, signal=each.signal)
+    loader = Loader(wal, load, Quarantine(tmp_path / "quarantine", ledger), ledger, prepare=prepare)
+    loader.start()
+    assert loader.stop(10)
+    wal.release()
+    loads = [one[1:] for one in told if one[0] == "load"]
+    assert [signal for _, signal in loads] == ["traces", "logs", "traces"]
+    assert store.digests == [each.digest for each in frames]
+    for here, following in itertools.pairwise(loads):
+        assert told.index(("prepare", *following)) < told.index(("load", *here))
+    prepared = list(dict.fromkeys(one[1:] for one in told if one[0] == "prepare"))
+    assert prepared == loads
 
 
 def test_a_frame_is_loaded_soon_after_its_ack(house) -> None:

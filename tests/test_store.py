@@ -164,6 +164,27 @@ def test_a_segment_is_stored_once_for_its_token(store: Store) -> None:
     assert store.number("SELECT sum(Spans) FROM spanhouse.traces WHERE Tenant = 'once'") == 1
 
 
+def test_what_was_prepared_is_loaded_as_if_it_was_not(store: Store) -> None:
+    sent = [request(span(10 + i, trace_id=trace_id(50 + i))) for i in range(4)]
+    (a, a_token), (b, b_token), (c, c_token) = (store.segment([one], tenant="prepared") for one in sent[:3])
+    bad, bad_token = store.segment([b"\x0a\xff"], tenant="prepared")
+    for path, token in ((a, a_token), (bad, bad_token), (c, c_token)):
+        store.engine.prepare(path, token, "traces")
+    store.engine.load(a, a_token)
+    with pytest.raises(DataError):
+        store.engine.load(bad, bad_token)
+    with pytest.raises(DataError):
+        store.engine.load(bad, bad_token)  # which gives up what was prepared
+    store.engine.load(b, b_token)
+    store.engine.prepare(c, c_token, "traces")
+    store.engine.load(c, c_token)
+    store.engine.prepare(c, c_token, "traces")
+    store.engine.load(c, c_token)
+    store.load([sent[3]], tenant="prepared")
+    listed = {found.trace_id for found in store.list(tenant="prepared")}
+    assert listed == {trace_id(50 + i).hex() for i in range(4)}
+
+
 def test_the_same_span_by_two_paths_is_read_once_and_another_under_its_id_is_not_hidden(store: Store) -> None:
     first = span(1, trace_id=trace_id(301), attributes=[attribute("gen_ai.completion", text("one"))])
     second = span(1, trace_id=trace_id(301), name="other", attributes=[attribute("gen_ai.completion", text("two"))])
