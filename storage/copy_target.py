@@ -37,6 +37,14 @@ class Target:
         for shard in range(1, shards + 1) if shards > 1 else [0]:
             self._patiently(partial(self._server.insert_block, table, columns, block, token, shard))
 
+    def level(self) -> None:
+        """Wait until all replicas have what any has: a reader may ask either. Raises StoreUnavailable."""
+        until_s = time.monotonic() + self._patience_s
+        while behind := self._patiently(self._server.behind):
+            if time.monotonic() > until_s:
+                raise StoreUnavailable(f"cannot copy: a replica is behind for {self._patience_s:g} s: {behind[0]}")
+            time.sleep(0.2)
+
     def shards(self, table: str) -> int:
         """How many shards a table has. Raises StoreUnavailable."""
         found = self.rows(

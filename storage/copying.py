@@ -159,6 +159,7 @@ class Copy:
         if self._source.rows(PROBE) != self._target.rows(PROBE):
             raise CannotCopy("cannot compare rows with this version of ClickHouse: it computes other hashes")
         self._resume()
+        self._target.level()
         tables = self._planned()
         total_bytes = sum(each.rows * size for _, planned, size in tables for each in planned)
         self._show.begin(
@@ -182,6 +183,7 @@ class Copy:
                         self._sent.append((columns, share, sums))
             if sending is not None:
                 sending.result()
+        self._target.level()
         self._verify()
         self._check_traces()
         return Report([self._checked[key] for key in self._checked], snapshot=self._state.snapshot)

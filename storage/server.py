@@ -17,7 +17,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from clickhouse_connect.driver.external import ExternalData
 
 from storage import recheck
-from storage.cluster import LOCAL, altered, on_cluster
+from storage.cluster import DISTRIBUTED, LOCAL, altered, on_cluster
 from storage.decode import Rows
 from storage.embedded import SMALL
 from storage.engine import DEFAULT, MEMORY_CODES, MIB, Bounds, Client, Engine, Signal, text_of, yield_to_others
@@ -100,6 +100,19 @@ class Server(Engine):
     def system_table(self, name: str) -> str:
         """What to read a table of ClickHouse's own state from, for all nodes."""
         return f"system.{name}" if self._cluster is None else f"clusterAllReplicas('{self._cluster}', system.{name})"
+
+    def behind(self) -> list[str]:
+        """Replicas, as host and table, that have not fetched yet what another one has; those that are away aside."""
+        if self._cluster is None:
+            return []
+        # A log without entries shows 0 for both, like one whose first entry nobody has seen yet.
+        unseen = "log_max_index > 0 AND log_pointer <= log_max_index"
+        rows = self.rows(
+            f"SELECT concat(hostName(), ' ', table) FROM {self.system_table('replicas')}"
+            f" WHERE database IN ('{DISTRIBUTED}', '{LOCAL}') AND (inserts_in_queue > 0 OR {unseen})"
+            " SETTINGS skip_unavailable_shards = 1"
+        )
+        return [name for (name,) in rows]
 
     def insert_block(self, table: str, columns: Sequence[str], block: bytes, token: str, shard: int = 0) -> None:
         """Insert rows in ClickHouse's own format, all of one partition, as one part and once for a token.

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import clickhouse_connect
 import httpx
 import orjson
 import pytest
@@ -29,13 +30,17 @@ from collector.otlp_json import to_protobuf
 from query import trace_json
 from query.assessment_answers import assessment_json
 from query.tree import build
+from storage import copy_target
 from storage.assessments import Assessment
+from storage.cluster import LOCAL
 from storage.copy_source import CannotCopy, Workplace
 from storage.copy_units import TABLES
 from storage.copying import Copy
 from storage.embedded import Embedded
 from storage.engine import Engine
+from storage.hosts import hosts_of
 from storage.linking import Deployment
+from storage.server import Server
 
 URL = FOOTING.urls or ""
 pytestmark = pytest.mark.skipif(not URL, reason="needs a ClickHouse to copy to: CLICKHOUSE_URL or CLICKHOUSE_NODES")
@@ -404,6 +409,73 @@ def test_a_store_that_takes_spans_is_copied(data_dir: Path) -> None:
     assert target[0] == source[0]
     with Program(data_dir.parent / "new", f"--clickhouse={URL}") as program:
         assert program.read_trace(last, 2)["span_count"] == 2
+
+
+def test_the_new_one_takes_over_the_log_and_what_is_missing_then_is_copied(data_dir: Path) -> None:
+    """The three steps of docs/copy.md, with the old one killed while it loads."""
+    sent: list[int] = []
+
+    def send(program: Program, count: int) -> None:
+        for number in range(20_000 + len(sent), 20_000 + len(sent) + count):
+            answer = httpx.post(
+                f"{program.otlp_http}/v1/traces",
+                content=agent(number).SerializeToString(),
+                headers={"content-type": "application/x-protobuf"},
+            )
+            assert answer.status_code == 200
+            sent.append(number)
+
+    with Program(data_dir) as program:
+        send(program, 40)
+        program.read_trace(f"{sent[-1]:032x}", 2)
+        done = command("--from", str(data_dir), "--to", URL, "--url", program.http, *CLUSTER)
+        assert done.returncode == 0, done.stdout + done.stderr
+        send(program, 40)
+        program.read_trace(f"{sent[-1]:032x}", 2)
+        send(program, 40)
+        program.kill()
+    with Program(data_dir, f"--clickhouse={URL}", *CLUSTER) as program:
+        send(program, 20)
+        program.read_trace(f"{sent[-1]:032x}", 2)
+        done = command("--from", str(data_dir), "--to", URL, *CLUSTER)
+        assert done.returncode == 0, done.stdout + done.stderr
+    store = Target(data_dir)
+    try:
+        for table, count in (("spans", "count()"), ("traces", "sum(Spans)")):
+            rows = store.engine.rows(f"SELECT hex(TraceId), {count} FROM spanhouse.{table} GROUP BY TraceId")
+            found = {int(id_, 16): int(n) for id_, n in rows}
+            assert {id_: found.get(id_) for id_ in sent} == dict.fromkeys(sent, 2), table
+    finally:
+        store.close()
+
+
+@pytest.mark.skipif(not FOOTING.cluster, reason="needs replicas: CLICKHOUSE_NODES")
+def test_replicas_are_waited_for(data_dir: Path) -> None:
+    """Else what one of them has not fetched yet would be sent again."""
+    target = Target(data_dir)
+    behind = [
+        clickhouse_connect.get_client(host=host.host, port=host.port) for host in hosts_of(URL)[1::2]
+    ]  # of each shard the second replica
+    table = f"{LOCAL}.origins"
+    for client in behind:
+        client.command(f"SYSTEM STOP FETCHES {table}")
+    target.load([plain_request(plain_span(1))])
+    ahead = target.number("SELECT uniqExact(OriginId) FROM spanhouse.origins")
+    assert ahead == 1
+    begun_s = time.monotonic()
+    later = threading.Timer(2, lambda: [client.command(f"SYSTEM START FETCHES {table}") for client in behind])
+    later.start()
+    try:
+        assert isinstance(target.engine, Server)
+        assert target.engine.behind()
+        copy_target.Target(target.engine, print).level()
+        assert time.monotonic() - begun_s >= 2
+        assert sum(int(client.command(f"SELECT count() FROM {table}")) for client in behind) >= 1
+    finally:
+        later.join()
+        target.close()
+        for client in behind:
+            client.close()
 
 
 def test_snapshots_are_made_listed_and_removed(data_dir: Path) -> None:
