@@ -5,7 +5,7 @@ groups more traces than it must; within a window a trace is taken by its earlies
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from query import assessed
@@ -68,6 +68,11 @@ _IN_RESOURCE = """OriginId GLOBAL IN
                 WHERE ResourceAttributes[{{{key}:String}}] IN {{{tagged}:Array(String)}}
             )"""
 
+IN_RESOURCES = (
+    """SELECT count() FROM spanhouse.origins WHERE ResourceAttributes[{key:String}] IN {tagged:Array(String)}"""
+)
+"""Whether a resource has an attribute (`tagged_values` of what is asked for)."""
+
 _IN_CONTENT = """cityHash64(SpanId, Timestamp, Duration, SpanName) IN
             (
                 SELECT SpanKey FROM spanhouse.content
@@ -87,14 +92,16 @@ def windows(since: int, until: int) -> Iterator[tuple[int, int]]:
     yield since, until
 
 
-def list_sql(filters: TraceFilter) -> tuple[str, dict[str, Any]]:
+def list_sql(filters: TraceFilter, in_resources: Container[int]) -> tuple[str, dict[str, Any]]:
     """The statement for one window and what of its parameters the filter sets.
 
+    `in_resources` are the places of the filter's attributes that resources have, too: where none has it, the index of
+    the spans' own attributes says which parts of the store to read.
     The caller adds `since`, `until` and `limit` of the window, and `after_start` and `after_trace`: the place of the
     last trace that was shown.
     """
     parameters: dict[str, Any] = {}
-    conditions = _span_conditions(filters, parameters)
+    conditions = _span_conditions(filters, in_resources, parameters)
     having = [
         "First >= {since:Int64}",
         "First < {until:Int64}",
@@ -117,7 +124,7 @@ def list_sql(filters: TraceFilter) -> tuple[str, dict[str, Any]]:
 _STATUS = {"error": "Failed > 0", "ok": "Failed = 0 AND Succeeded > 0", "unset": "Failed = 0 AND Succeeded = 0"}
 
 
-def _span_conditions(filters: TraceFilter, parameters: dict[str, Any]) -> list[str]:
+def _span_conditions(filters: TraceFilter, in_resources: Container[int], parameters: dict[str, Any]) -> list[str]:
     """What has to hold for one span; empty if any span will do."""
     conditions = []
     if filters.service is not None:
@@ -126,31 +133,43 @@ def _span_conditions(filters: TraceFilter, parameters: dict[str, Any]) -> list[s
     if filters.name is not None:
         parameters["name"] = filters.name
         conditions.append("SpanName = {name:String}")
-    conditions += [_attribute(i, key, value, parameters) for i, (key, value) in enumerate(filters.attributes)]
+    conditions += [
+        _attribute(i, key, value, i in in_resources, parameters) for i, (key, value) in enumerate(filters.attributes)
+    ]
     if conditions and filters.status == "error":
         conditions.append("StatusCode = 2")
     return conditions
 
 
-def _attribute(i: int, key: str, value: str, parameters: dict[str, Any]) -> str:
+def tagged_values(value: str) -> list[str]:
+    """A text as resources have it in whatever type it was sent: a letter for the type before it."""
+    tags = [f"s{value}"]
+    if (whole := _whole(value)) is not None:
+        tags.append(f"i{whole}")
+    if _real(value) is not None:
+        tags.append(f"d{value}")
+    if value in ("true", "false"):
+        tags.append(f"b{value}")
+    return tags
+
+
+def _attribute(i: int, key: str, value: str, in_resources: bool, parameters: dict[str, Any]) -> str:
     """An attribute of the span or of its resource equals a text, in whatever type it was sent."""
-    k, v, tags = f"key{i}", f"value{i}", [f"s{value}"]
+    k, v = f"key{i}", f"value{i}"
     parameters |= {k: key, v: value}
     has = "mapContains({column}, {{{k}:String}}) AND {column}[{{{k}:String}}] = "
     either = [has.format(column="StringAttributes", k=k) + f"{{{v}:String}}"]
     if (whole := _whole(value)) is not None:
         parameters[f"int{i}"] = whole
         either.append(has.format(column="IntAttributes", k=k) + f"{{int{i}:Int64}}")
-        tags.append(f"i{whole}")
     if (real := _real(value)) is not None:
         parameters[f"float{i}"] = real
         either.append(has.format(column="FloatAttributes", k=k) + f"{{float{i}:Float64}}")
-        tags.append(f"d{value}")
     if value in ("true", "false"):
         either.append(has.format(column="BoolAttributes", k=k) + value)
-        tags.append(f"b{value}")
-    parameters[f"tagged{i}"] = tags
-    either.append(_IN_RESOURCE.format(key=k, tagged=f"tagged{i}"))
+    if in_resources:
+        parameters[f"tagged{i}"] = tagged_values(value)
+        either.append(_IN_RESOURCE.format(key=k, tagged=f"tagged{i}"))
     if content_rule().holds(key, value):
         either.append(_IN_CONTENT.format(key=k, value=v))
     return "(" + " OR ".join(either) + ")"

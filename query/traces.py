@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from query import rows
-from query.listing import BOUNDS, EARLIER, list_sql, windows
+from query.listing import BOUNDS, EARLIER, IN_RESOURCES, list_sql, tagged_values, windows
 from query.model import BadCursor, TraceFilter, TracePage, TraceSummary
 from query.records import Records
 from storage.decode import INT64_MAX
@@ -86,7 +86,7 @@ class Traces:
         bounds = self._engine.read(tenant, BOUNDS, {"since": since, "until": until})
         if not bounds or not bounds[2][0]:
             return TracePage([], None)
-        statement, parameters = list_sql(filters)
+        statement, parameters = list_sql(filters, self._in_resources(tenant, filters))
         found: list[TraceSummary] = []
         at = place
         for start, end in windows(bounds[0][0], bounds[1][0] + 1):
@@ -107,6 +107,15 @@ class Traces:
                 at = place.at(summaries[-1]) if summaries else at
         page = found[:limit]
         return TracePage(page, place.at(page[-1]).text(filters) if len(found) > limit else None)
+
+    def _in_resources(self, tenant: str, filters: TraceFilter) -> set[int]:
+        """Places of the filter's attributes that a resource has."""
+        found = set()
+        for i, (key, value) in enumerate(filters.attributes):
+            ((count,),) = self._engine.read(tenant, IN_RESOURCES, {"key": key, "tagged": tagged_values(value)})
+            if count:
+                found.add(i)
+        return found
 
     def _unseen(
         self, tenant: str, place: "_Place", summaries: list[TraceSummary], received: Sequence[int]

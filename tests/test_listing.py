@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,33 @@ def test_a_filter_finds_what_it_names(filtered: Store, filters: TraceFilter, fou
     assert ids(filtered.list(filters, tenant="filters")) == found
 
 
+def test_an_attribute_is_looked_up_in_its_index(store: Store) -> None:
+    """What no resource has reads the parts of the store that have it; and the answer is the same without the index."""
+    tenant = "indexed"
+    spans = [
+        at(
+            n,
+            n,
+            attributes=[
+                attribute("user.id", AnyValue(string_value=f"u{n}")),
+                attribute("k", AnyValue(string_value="u3")),
+            ],
+        )
+        for n in range(1, 7)
+    ]
+    for one in spans:
+        store.load([request(one)], tenant=tenant)
+    filters = TraceFilter(attributes=[("user.id", "u3")])
+    assert ids(store.list(filters, tenant=tenant)) == [3]
+    statement, parameters = list_sql(filters, ())
+    match = re.search(r"SELECT TraceId\s+FROM spanhouse\.spans\s+WHERE (.*?)\n +\)", statement, re.DOTALL)
+    assert match is not None
+    inner, asked = match[0].rstrip(" \n)") + ")", {**parameters, "since": 0}
+    for setting in ("force_data_skipping_indices = 'strings'", "use_skip_indexes = 0"):
+        ((found,),) = store.engine.read(tenant, f"{inner} SETTINGS {setting}", asked) or [[b""]]
+        assert found == trace_id(3)
+
+
 def test_a_summary_says_what_the_trace_is(filtered: Store) -> None:
     newest = filtered.list(tenant="filters")[0]
     assert (newest.root_service, newest.root_name) == ("agent", "root")
@@ -158,7 +186,7 @@ def test_the_statement_is_known() -> None:
         service="shop", name="pay", status="error", min_duration_nano=1, max_duration_nano=2,
         attributes=[("user.id", "7"), ("input.value", "true")],
     )  # fmt: skip
-    statement, parameters = list_sql(filters)
+    statement, parameters = list_sql(filters, {1})
     text = statement + "\n" + "".join(f"-- {name} = {value!r}\n" for name, value in parameters.items())
     snapshot = SNAPSHOTS / "list.sql"
     if not snapshot.exists():

@@ -627,4 +627,9 @@ CREATE TABLE IF NOT EXISTS spanhouse.leases ON CLUSTER 'spans'
 )
 ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/spanhouse/leases', '{shard}-{replica}', Updated)
 ORDER BY Name
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+ALTER TABLE spanhouse_local.spans ON CLUSTER 'spans'
+    ADD INDEX IF NOT EXISTS strings mapValues(StringAttributes) TYPE bloom_filter(0.05) GRANULARITY 1;
+
+ALTER TABLE spanhouse_local.spans ON CLUSTER 'spans' MATERIALIZE INDEX strings

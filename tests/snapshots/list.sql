@@ -20,11 +20,7 @@ WHERE TraceId IN
         (
             SELECT TraceId
             FROM spanhouse.spans
-            WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64}, 'UTC') AND ServiceName = {service:String} AND SpanName = {name:String} AND (mapContains(StringAttributes, {key0:String}) AND StringAttributes[{key0:String}] = {value0:String} OR mapContains(IntAttributes, {key0:String}) AND IntAttributes[{key0:String}] = {int0:Int64} OR mapContains(FloatAttributes, {key0:String}) AND FloatAttributes[{key0:String}] = {float0:Float64} OR OriginId GLOBAL IN
-            (
-                SELECT OriginId FROM spanhouse.origins
-                WHERE ResourceAttributes[{key0:String}] IN {tagged0:Array(String)}
-            )) AND (mapContains(StringAttributes, {key1:String}) AND StringAttributes[{key1:String}] = {value1:String} OR mapContains(BoolAttributes, {key1:String}) AND BoolAttributes[{key1:String}] = true OR OriginId GLOBAL IN
+            WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64}, 'UTC') AND ServiceName = {service:String} AND SpanName = {name:String} AND (mapContains(StringAttributes, {key0:String}) AND StringAttributes[{key0:String}] = {value0:String} OR mapContains(IntAttributes, {key0:String}) AND IntAttributes[{key0:String}] = {int0:Int64} OR mapContains(FloatAttributes, {key0:String}) AND FloatAttributes[{key0:String}] = {float0:Float64}) AND (mapContains(StringAttributes, {key1:String}) AND StringAttributes[{key1:String}] = {value1:String} OR mapContains(BoolAttributes, {key1:String}) AND BoolAttributes[{key1:String}] = true OR OriginId GLOBAL IN
             (
                 SELECT OriginId FROM spanhouse.origins
                 WHERE ResourceAttributes[{key1:String}] IN {tagged1:Array(String)}
@@ -51,7 +47,6 @@ LIMIT {limit:UInt64}
 -- value0 = '7'
 -- int0 = 7
 -- float0 = 7.0
--- tagged0 = ['s7', 'i7', 'd7']
 -- key1 = 'input.value'
 -- value1 = 'true'
 -- tagged1 = ['strue', 'btrue']
