@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collector.wal import Wal
     from query.mlflow.gateway import Asgi
     from query.registry import Registry
+    from query.storage_api import Beside
     from storage.engine import Engine
     from storage.linking import Deployment
     from storage.prices import Prices
@@ -91,11 +92,11 @@ def run(settings: "Settings", ready: Callable[[dict[str, str]], None], role: "Ro
         if engine is None:
             return
         parts.callback(engine.close)
-        known = None if role == "collect" else _Known(settings, parts, engine, tables)
+        known = None if role == "collect" else _Known(settings, parts, engine, tables, ledger)
         load = known.load if known else _collecting(engine)
         receivers = intake.receive(load, engine.prepare, broken) if intake else None
         if known:
-            api = known.api(receivers.otlp if receivers else _elsewhere)
+            api = known.api(receivers.otlp if receivers else _elsewhere, intake.held if intake else dict)
         else:
             api = create_collector_app(intake.ready if intake else dict)
         if intake:
@@ -136,6 +137,10 @@ class _Intake:
         """What keeps it from taking requests, by part."""
         refusal = self.wal.refusal()
         return {"log": refusal} if refusal else {}
+
+    def held(self) -> dict[str, int]:
+        """Bytes that it keeps beside the store."""
+        return {"wal_bytes": self.wal.bytes_held(), "quarantine_bytes": self.quarantine.bytes_on_disk()}
 
     def receive(self, load: "Load", prepare: "Prepare", broken: Callable[[], None]) -> _Receivers:
         """Begin to load, and to receive. Calls `broken` when a receiver ends by itself."""
@@ -218,16 +223,21 @@ def _open_log(settings: "Settings", data_dir: Path, ledger: "Ledger", quarantine
 class _Known:
     """What is known of traces beside their spans, the parts that work it out, and the API that answers with it."""
 
-    def __init__(self, settings: "Settings", parts: ExitStack, engine: "Engine", tables: "_Tables") -> None:
+    def __init__(
+        self, settings: "Settings", parts: ExitStack, engine: "Engine", tables: "_Tables", ledger: "Ledger"
+    ) -> None:
         from query.implied import ImpliedLinks
+        from query.storage_metrics import StoreMetrics
         from storage.annotations import Annotations
         from storage.assessments import Assessments
         from storage.deployments import Deployments
         from storage.harvest import Harvest
+        from storage.recounting import Recounting
         from storage.relink import recanonicalize
         from storage.resettling import Resettling
         from storage.settling import Settler
         from storage.snapshots import Snapshots
+        from storage.volumes import Volumes
 
         vocabulary, prices, deployments = tables
         self._settings, self._engine, self._vocabulary, self._prices = settings, engine, vocabulary, prices
@@ -250,10 +260,24 @@ class _Known:
             engine, settler, partial(recanonicalize, engine, vocabulary), partial(prices.reload, settings.prices)
         )
         parts.callback(self._resettling.stop)
+        self._volumes = Volumes(engine)
+        recounting = Recounting(engine, self._volumes)
+        ledger.registry.register(StoreMetrics(recounting.seen))
+        recounting.start()
+        parts.callback(recounting.stop)
 
-    def api(self, otlp: "Asgi") -> "FastAPI":
-        """The HTTP API, with all that reads traces and what is known of them. `otlp` takes what MLflow sends."""
-        from query import assessments_api, compare_api, entities_api, links_api, registry_api, snapshots_api
+    def api(self, otlp: "Asgi", beside: "Beside") -> "FastAPI":
+        """The HTTP API, with all that reads traces and what is known of them. `otlp` takes what MLflow sends; `beside`
+        says how large the log is."""
+        from query import (
+            assessments_api,
+            compare_api,
+            entities_api,
+            links_api,
+            registry_api,
+            snapshots_api,
+            storage_api,
+        )
         from query.api import create_app
         from query.assessed import Assessed
         from query.assessment_answers import assessment_json
@@ -288,6 +312,7 @@ class _Known:
             entities_api.router(Entities(engine, self._annotations, describe)),
             registry_api.router(registry),
             snapshots_api.router(self._snapshots),
+            storage_api.router(self._volumes, beside),
         ):
             api.include_router(router)
         gateway = Gateway(engine, traces, self._assessments, self._annotations, otlp, mlflow_url=settings.mlflow_url)

@@ -98,6 +98,11 @@ class Client:
         answer: dict[str, Any] = self._ask("POST" if write_back else "GET", path, tuple(parameters))
         return answer
 
+    def storage(self, parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
+        """What is stored, and what it costs. `parameters` are the API's."""
+        answer: dict[str, Any] = self._ask("GET", "/api/v1/storage", tuple(parameters))
+        return answer
+
     def snapshot(self) -> str:
         """Make a snapshot of the server's store, and give its name."""
         return str(self._ask("POST", "/api/v1/snapshots")["name"])

@@ -258,6 +258,37 @@ def _resettle(
     _console().print(f"{answer['traces']} traces are settled again.", highlight=False)
 
 
+@app.command("storage")
+def storage_command(
+    context: typer.Context,
+    *,
+    by: Annotated[
+        Literal["tenant", "service", "agent", "model", "day"],
+        typer.Option(help="What to list; tenants are those of all."),
+    ] = "service",
+    days: Annotated[int, typer.Option(min=1, max=366, help="Draw so many of the newest days.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="List so many; the others are one.")] = 20,
+    all_tenants: Annotated[
+        bool, typer.Option("--all-tenants", help="Of all tenants, with the disk and when it is full.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the server's answer.")] = False,
+    url: Url = None,
+    tenant: Tenant = "default",
+) -> None:
+    """Show what is stored, what it takes on disk, and when the disk is full."""
+    from cli import storage
+
+    asked = [("by", by), ("days", str(days)), ("limit", str(limit))]
+    if all_tenants or by == "tenant":
+        asked.append(("all_tenants", "true"))
+    with _client(context, url, tenant) as client:
+        answer = client.storage(asked)
+    if as_json:
+        sys.stdout.write(json.dumps(answer) + "\n")
+    else:
+        storage.draw(_console(), answer)
+
+
 @quarantine_app.command("list")
 def quarantine_list(context: typer.Context, url: Url = None, tenant: Tenant = "default") -> None:
     """List the requests that the store could not load, and why."""

@@ -135,6 +135,11 @@ class Wal:
             self._work.notify()
         return durable
 
+    def bytes_held(self) -> int:
+        """Bytes of frames queued, written and not yet loaded."""
+        with self._lock:
+            return self._bytes()
+
     def refusal(self) -> str:
         """Why a small request would be refused now; empty if it would be taken."""
         with self._lock:

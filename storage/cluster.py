@@ -14,10 +14,11 @@ DISTRIBUTED = "spanhouse"
 LOCAL = "spanhouse_local"
 SHARDED = frozenset(
     ("ingest", "spans", "content", "traces", "origins", "facts", "links", "seen", "explicit_links", "assessments",
-     "records", "mlflow_traces")
+     "records", "mlflow_traces", "volumes")
 )  # fmt: skip
-_NOT_BY_TRACE = frozenset(("origins", "seen"))
-"""These are filled by views alone, each on its shard."""
+_NOT_BY_TRACE = {"origins": "", "seen": "", "volumes": ", rand()"}
+"""These are filled by views, each on its shard, and read on all of them: a sharding key would promise where a row lies.
+What is added to `volumes` otherwise may lie on any."""
 
 CLIENT_SETTINGS = {
     # What belongs to one trace lies on one shard. A subquery with FINAL has to be a GLOBAL IN all the same: this loses
@@ -76,7 +77,7 @@ def _replicated(statement: str, table: str, sharded: bool) -> str:
 
 
 def _distributed(table: str, cluster: str, where: str) -> str:
-    by = "" if table in _NOT_BY_TRACE else ", cityHash64(TraceId)"
+    by = _NOT_BY_TRACE.get(table, ", cityHash64(TraceId)")
     return (
         f"CREATE OR REPLACE TABLE {DISTRIBUTED}.{table} {where} AS {LOCAL}.{table}\n"
         f"ENGINE = Distributed('{cluster}', '{LOCAL}', '{table}'{by})"

@@ -35,7 +35,7 @@ READ_WAIT_S = 10
 NICENESS = 5
 TENANT_TABLES = (
     "spans", "content", "traces", "origins", "facts", "links", "explicit_links", "deployments", "entities",
-    "assessments", "records", "mlflow_traces",
+    "assessments", "records", "mlflow_traces", "volumes",
 )  # fmt: skip
 
 # Codes of ClickHouse (src/Common/ErrorCodes.cpp) that speak of the bytes of a segment: reading or converting them will
@@ -156,6 +156,10 @@ class Engine(ABC):
         """What to read a table of ClickHouse's own state from, for all of the store."""
         return f"system.{name}"
 
+    def one_copy(self, name: str) -> str:
+        """The same of one copy of each row: of one replica of each shard."""
+        return f"system.{name}"
+
     def mutations(self, table: str) -> list[tuple[str, bool, str]]:
         """Name, whether it is done and why it fails, of each change of a table's rows that was begun."""
         rows = self.rows(
@@ -181,15 +185,21 @@ class Engine(ABC):
         except ClickHouseError as error:
             raise StoreUnavailable(f"cannot ask the store: {text_of(error)}") from error
 
-    def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def insert(
+        self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], token: str | None = None
+    ) -> None:
         """Insert rows into a table of ours. On return they are on disk and every read sees them (some 10 ms).
 
         FixedString takes bytes, DateTime64 its ticks since 1970, a Tuple a tuple. Raises StoreUnavailable, after which
-        the same rows may be inserted again: the tables written this way replace rows of the same key.
+        the same rows may be inserted again: the tables written this way replace rows of the same key. Where rows add up
+        instead, they need a token, once for which they are inserted.
         """
+        settings: dict[str, Any] = {"async_insert": 0, "insert_deduplicate": 0}
+        if token is not None:
+            settings |= {"insert_deduplicate": 1, "insert_deduplication_token": token}
         try:
             with self._inserting:
-                self._inserter.insert(f"spanhouse.{table}", rows, column_names=list(columns))
+                self._inserter.insert(f"spanhouse.{table}", rows, column_names=list(columns), settings=settings)
         except ClickHouseError as error:
             raise StoreUnavailable(f"cannot write to {table}: {text_of(error)}") from error
 
@@ -226,12 +236,19 @@ class Engine(ABC):
         Raises QueryTimeout, QueryTooLarge or StoreUnavailable.
         """
         filters = dict.fromkeys(of_tenant(TENANT_TABLES), f"Tenant = {literal(tenant)}")
+        return self._read(sql, parameters, {"additional_table_filters": filters})
+
+    def read_all(self, sql: str, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
+        """The same of all tenants' rows together, for the operator: what is stored of whom, and nobody's spans."""
+        return self._read(sql, parameters, {})
+
+    def _read(self, sql: str, parameters: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Sequence[Any]]:
         try:
             with self._reader() as client:
                 result = client.query(
                     sql,
                     parameters=dict(parameters),
-                    settings={**self._read_settings, "additional_table_filters": filters},
+                    settings={**self._read_settings, **settings},
                     query_formats={"String": "bytes", "FixedString": "bytes"},
                     column_oriented=True,
                 )

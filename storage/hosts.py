@@ -129,9 +129,10 @@ class Handle:
         except OperationalError:
             return self._do("query", query, **options)
 
-    def insert(self, table: str, data: Sequence[Sequence[Any]], column_names: list[str]) -> Any:
+    def insert(
+        self, table: str, data: Sequence[Sequence[Any]], column_names: list[str], settings: dict[str, Any]
+    ) -> Any:
         """Insert rows of Python's values."""
-        settings = {"async_insert": 0, "insert_deduplicate": 0}
         return self._do("insert", table, data, column_names=column_names, settings=settings)
 
     def raw_insert(self, table: str, column_names: Sequence[str], block: bytes, settings: dict[str, Any]) -> Any:

@@ -114,6 +114,10 @@ class Server(Engine):
         )
         return [name for (name,) in rows]
 
+    def one_copy(self, name: str) -> str:
+        """The same of one replica of each shard."""
+        return f"system.{name}" if self._cluster is None else f"cluster('{self._cluster}', system.{name})"
+
     def insert_block(self, table: str, columns: Sequence[str], block: bytes, token: str, shard: int = 0) -> None:
         """Insert rows in ClickHouse's own format, all of one partition, as one part and once for a token.
 

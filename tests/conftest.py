@@ -9,6 +9,7 @@ STORE_SUITE = (
     "test_store", "test_listing", "test_settling", "test_late_scores", "test_records", "test_entities",
     "test_assessments", "test_links_api", "test_vocabulary", "test_mlflow_search", "test_golden", "test_roles",
     "test_copying", "test_views", "test_outage", "test_recheck", "test_clickhouse_files",
+    "test_volumes",
 )  # fmt: skip
 """What runs on every footing of the store: `make test-store` (tests/store.py says which footing)."""
 

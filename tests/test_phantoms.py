@@ -9,11 +9,14 @@ from store import Store
 
 from storage.phantoms import forget_phantoms
 
-TABLES = ("spans", "content", "traces", "origins")
+TABLES = ("spans", "content", "traces", "origins", "volumes")
 
 
 def counts(store: Store) -> list[int]:
-    asked = ("count() FROM spans", "count() FROM content", "sum(Spans) FROM traces", "uniqExact(OriginId) FROM origins")
+    asked = (
+        "count() FROM spans", "count() FROM content", "sum(Spans) FROM traces", "uniqExact(OriginId) FROM origins",
+        "sum(Spans) FROM volumes",
+    )  # fmt: skip
     return [store.number(f"SELECT {what.replace('FROM ', 'FROM spanhouse.')}") for what in asked]
 
 
@@ -37,10 +40,10 @@ def test_a_part_that_was_noted_and_not_stored_is_stored_by_the_next_load(tmp_pat
     try:
         store.engine.load(first, "first")
         store.engine.load(second, "second")
-        assert counts(store) == [8, 4, 8, 2]
+        assert counts(store) == [8, 4, 8, 2, 8]
         store.engine.load(first, "first")
         store.engine.load(second, "second")
-        assert counts(store) == [8, 4, 8, 2]
+        assert counts(store) == [8, 4, 8, 2, 8]
     finally:
         store.close()
 

@@ -632,4 +632,71 @@ SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 ALTER TABLE spanhouse_local.spans ON CLUSTER 'spans'
     ADD INDEX IF NOT EXISTS strings mapValues(StringAttributes) TYPE bloom_filter(0.05) GRANULARITY 1;
 
-ALTER TABLE spanhouse_local.spans ON CLUSTER 'spans' MATERIALIZE INDEX strings
+ALTER TABLE spanhouse_local.spans ON CLUSTER 'spans' MATERIALIZE INDEX strings;
+
+CREATE TABLE IF NOT EXISTS spanhouse_local.volumes ON CLUSTER 'spans'
+(
+    Tenant LowCardinality(String) CODEC(ZSTD(1)),
+    Day Date CODEC(ZSTD(1)),
+    Service String CODEC(ZSTD(1)),
+    Agent String CODEC(ZSTD(1)),
+    Model String CODEC(ZSTD(1)),
+    Spans Int64 CODEC(T64, ZSTD(1)),
+    SkeletonBytes Int64 CODEC(T64, ZSTD(1)),
+    Contents Int64 CODEC(T64, ZSTD(1)),
+    ContentBytes Int64 CODEC(T64, ZSTD(1)),
+    Records Int64 CODEC(T64, ZSTD(1)),
+    RecordSkeletonBytes Int64 CODEC(T64, ZSTD(1)),
+    RecordContentBytes Int64 CODEC(T64, ZSTD(1))
+)
+ENGINE = ReplicatedSummingMergeTree('/clickhouse/tables/{shard}/spanhouse/volumes', '{replica}')
+PARTITION BY Day
+ORDER BY (Tenant, Service, Agent, Model)
+SETTINGS
+    index_granularity = 1024,
+    replicated_deduplication_window = 10000,
+    replicated_deduplication_window_seconds = 604800,
+    fsync_after_insert = 1,
+    fsync_part_directory = 1,
+    min_level_for_wide_part = 1;
+
+CREATE OR REPLACE TABLE spanhouse.volumes ON CLUSTER 'spans' AS spanhouse_local.volumes
+ENGINE = Distributed('spans', 'spanhouse_local', 'volumes', rand());
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS spanhouse_local.to_volumes ON CLUSTER 'spans' TO spanhouse_local.volumes AS
+SELECT
+    Tenant, Day,
+    substring(ServiceName, 1, 128) AS Service,
+    substring(Canonical['agent_name'], 1, 128) AS Agent,
+    substring(if(Canonical['response_model'] = '', Canonical['request_model'], Canonical['response_model']), 1, 128) AS Model,
+    toInt64(count()) AS Spans,
+    toInt64(sum(
+        64 + length(SpanName) + length(StatusMessage) + length(TraceState)
+        + arraySum(v -> length(v), mapValues(StringAttributes)) + 8 * length(IntAttributes)
+        + 8 * length(FloatAttributes) + length(BoolAttributes) + arraySum(v -> length(v), mapValues(OtherAttributes))
+        + 8 * length(EventTimes) + arraySum(m -> arraySum(v -> length(v), mapValues(m)), EventAttributes)
+        + arraySum(l -> length(l), Links)
+    )) AS SkeletonBytes,
+    toInt64(countIf(notEmpty(Content) OR notEmpty(OtherContent))) AS Contents,
+    toInt64(sum(arraySum(v -> length(v), mapValues(Content)) + arraySum(v -> length(v), mapValues(OtherContent)))) AS ContentBytes
+FROM spanhouse_local.ingest
+GROUP BY Tenant, Day, Service, Agent, Model
+LIMIT 5000 BY Tenant, Day;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS spanhouse_local.records_to_volumes ON CLUSTER 'spans' TO spanhouse_local.volumes AS
+SELECT
+    Tenant, Day, '' AS Service, '' AS Agent, '' AS Model, toInt64(count()) AS Records,
+    toInt64(sum(40 + length(SeverityText) + arraySum(v -> length(v), mapValues(Attributes)))) AS RecordSkeletonBytes,
+    toInt64(sum(length(Body) + arraySum(v -> length(v), mapValues(Content)))) AS RecordContentBytes
+FROM spanhouse_local.records
+GROUP BY Tenant, Day;
+
+CREATE TABLE IF NOT EXISTS spanhouse.sizes ON CLUSTER 'spans'
+(
+    Day Date,
+    Bytes UInt64,
+    Noted DateTime64(6, 'UTC')
+)
+ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/spanhouse/sizes', '{shard}-{replica}', Noted)
+ORDER BY Day
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
