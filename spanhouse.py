@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from query.registry import Registry
     from query.storage_api import Beside
     from storage.engine import Engine
+    from storage.erasure import Unloaded
     from storage.linking import Deployment
     from storage.prices import Prices
     from storage.spans import Span
@@ -92,11 +93,11 @@ def run(settings: "Settings", ready: Callable[[dict[str, str]], None], role: "Ro
         if engine is None:
             return
         parts.callback(engine.close)
-        known = None if role == "collect" else _Known(settings, parts, engine, tables, ledger)
+        known = None if role == "collect" else _Known(settings, parts, engine, tables, ledger=ledger, intake=intake)
         load = known.load if known else _collecting(engine)
         receivers = intake.receive(load, engine.prepare, broken) if intake else None
         if known:
-            api = known.api(receivers.otlp if receivers else _elsewhere, intake.held if intake else dict)
+            api = known.api(receivers.otlp if receivers else _elsewhere)
         else:
             api = create_collector_app(intake.ready if intake else dict)
         if intake:
@@ -132,6 +133,13 @@ class _Intake:
         self.wal = _open_log(settings, data_dir, ledger, lambda: self.quarantine.bytes_on_disk())  # noqa: PLW0108 (it opens below)
         parts.callback(self.wal.release)
         self.quarantine = Quarantine(data_dir / "quarantine", ledger)
+        self._wal_directory = data_dir / "wal"
+
+    def unloaded(self) -> "Unloaded":
+        """What erasures find beside the store."""
+        from collector.erasing import Intake
+
+        return Intake(self.wal, self.quarantine, self._wal_directory)
 
     def ready(self) -> dict[str, str]:
         """What keeps it from taking requests, by part."""
@@ -224,19 +232,27 @@ class _Known:
     """What is known of traces beside their spans, the parts that work it out, and the API that answers with it."""
 
     def __init__(
-        self, settings: "Settings", parts: ExitStack, engine: "Engine", tables: "_Tables", ledger: "Ledger"
+        self,
+        settings: "Settings",
+        parts: ExitStack,
+        engine: "Engine",
+        tables: "_Tables",
+        *,
+        ledger: "Ledger",
+        intake: "_Intake | None",
     ) -> None:
         from query.implied import ImpliedLinks
         from query.storage_metrics import StoreMetrics
         from storage.annotations import Annotations
         from storage.assessments import Assessments
         from storage.deployments import Deployments
+        from storage.erasures import Erasures
         from storage.harvest import Harvest
         from storage.recounting import Recounting
         from storage.relink import recanonicalize
         from storage.resettling import Resettling
         from storage.settling import Settler
-        from storage.snapshots import Snapshots
+        from storage.snapshots import Snapshots, holders
         from storage.volumes import Volumes
 
         vocabulary, prices, deployments = tables
@@ -245,7 +261,14 @@ class _Known:
         self._snapshots = None if settings.clickhouse else Snapshots(engine, store)
         self._deployments = Deployments(engine, deployments)
         settler = Settler(engine, vocabulary, self._deployments, prices.cost, trace_spans_max=settings.trace_spans_max)
-        self.load = settler.watched(engine.load)
+        self._erasures = Erasures(
+            engine,
+            vocabulary,
+            settler.catch_up,
+            unloaded=intake.unloaded() if intake else None,
+            holders=partial(holders, store) if self._snapshots else list,
+        )
+        self.load = self._erasures.gated(settler.watched(engine.load))
         self._annotations = Annotations(engine, settler.touch)
         self._assessments = Assessments(engine, settler.touch)
         self._registry = _open_registry(settings)
@@ -256,23 +279,26 @@ class _Known:
             parts.callback(self._registry.stop)
         settler.start(Harvest(engine, self._assessments, settler.touch), self._imply)
         parts.callback(settler.stop)
+        self._erasures.start()
+        parts.callback(self._erasures.stop)
         self._resettling = Resettling(
             engine, settler, partial(recanonicalize, engine, vocabulary), partial(prices.reload, settings.prices)
         )
         parts.callback(self._resettling.stop)
         self._volumes = Volumes(engine)
+        self._beside: Beside = intake.held if intake else dict
         recounting = Recounting(engine, self._volumes)
         ledger.registry.register(StoreMetrics(recounting.seen))
         recounting.start()
         parts.callback(recounting.stop)
 
-    def api(self, otlp: "Asgi", beside: "Beside") -> "FastAPI":
-        """The HTTP API, with all that reads traces and what is known of them. `otlp` takes what MLflow sends; `beside`
-        says how large the log is."""
+    def api(self, otlp: "Asgi") -> "FastAPI":
+        """The HTTP API, with all that reads traces and what is known of them. `otlp` takes what MLflow sends."""
         from query import (
             assessments_api,
             compare_api,
             entities_api,
+            erasures_api,
             links_api,
             registry_api,
             snapshots_api,
@@ -312,7 +338,8 @@ class _Known:
             entities_api.router(Entities(engine, self._annotations, describe)),
             registry_api.router(registry),
             snapshots_api.router(self._snapshots),
-            storage_api.router(self._volumes, beside),
+            storage_api.router(self._volumes, self._beside),
+            erasures_api.router(self._erasures),
         ):
             api.include_router(router)
         gateway = Gateway(engine, traces, self._assessments, self._annotations, otlp, mlflow_url=settings.mlflow_url)

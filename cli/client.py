@@ -87,6 +87,16 @@ class Client:
         answer: dict[str, Any] = self._ask("GET", f"/api/v1/{job}")
         return answer
 
+    def erase(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Begin an erasure."""
+        answer: dict[str, Any] = self._ask("POST", "/api/v1/erasures", json=request)
+        return answer
+
+    def erasure(self, id: str) -> dict[str, Any]:
+        """How far an erasure is."""
+        answer: dict[str, Any] = self._ask("GET", f"/api/v1/erasures/{id}")
+        return answer
+
     def traces(self, filters: Iterable[tuple[str, str]]) -> dict[str, Any]:
         """One page of the list of traces. `filters` are the API's query parameters."""
         answer: dict[str, Any] = self._ask("GET", "/api/v1/traces", tuple(filters))
@@ -129,7 +139,7 @@ class Client:
         self._ask("DELETE", f"/api/v1/quarantine/{frame_id}")
 
     def _ask(
-        self, method: str, path: str, parameters: tuple[tuple[str, str], ...] = (), json: dict[str, str] | None = None
+        self, method: str, path: str, parameters: tuple[tuple[str, str], ...] = (), json: dict[str, Any] | None = None
     ) -> Any:
         try:
             response = self._http.request(method, path, params=parameters, json=json)

@@ -207,6 +207,55 @@ def gate_command(
     raise typer.Exit(gate.EXIT_CODES[answer["verdict"]])
 
 
+@app.command("erase")
+def erase_command(
+    context: typer.Context,
+    *,
+    user: Annotated[list[str] | None, typer.Option(help="Traces of this user; repeatable.")] = None,
+    session: Annotated[list[str] | None, typer.Option(help="Traces of this session; repeatable.")] = None,
+    trace: Annotated[list[str] | None, typer.Option(metavar="ID", help="This trace; repeatable.")] = None,
+    attr: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Traces that have this attribute; repeatable.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="Who asks, for the certificate.")] = "",
+    certificate: Annotated[Path | None, typer.Option(help="Write the certificate to this new file.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be removed, and stop.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether it is meant.")] = False,
+    url: Url = None,
+    tenant: Tenant = "default",
+) -> None:
+    """Remove the traces of a user, a session or an attribute for good. Waits until no file holds them.
+
+    What any one of the options means is removed. Without --yes it counts first, and asks.
+    """
+    from cli import erase
+
+    try:
+        request = erase.asked(user or (), session or (), trace or (), attr or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    console = _console()
+    with _client(context, url, tenant) as client:
+        if dry_run or not yes:
+            counted = erase.wait(client, console, client.erase({**request, "by": by, "dry_run": True}))
+            erase.draw(console, counted, f"{counted['traces']} traces")
+            if dry_run or not typer.confirm("Remove them for good?"):
+                return
+        file = erase.open_certificate(certificate) if certificate else None
+        try:
+            begun = client.erase({**request, "by": by})
+        except BaseException:
+            if certificate:
+                certificate.unlink()
+            raise
+        console.print(f"Erasure {begun['id']} goes on without this command.", highlight=False)
+        done = erase.wait(client, console, begun)
+        erase.draw(console, done, f"{done['traces']} traces are removed")
+        if file is not None:
+            erase.write(file, done["certificate"])
+            console.print(f"The certificate is in {certificate}.", highlight=False)
+
+
 Start = Annotated[str | None, typer.Option(help="Traces that start at this time or later, such as -30d.")]
 End = Annotated[str | None, typer.Option(help="Traces that start before this time.")]
 

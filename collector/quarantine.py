@@ -136,6 +136,15 @@ class Quarantine:
             raise NotQuarantined(f"cannot find frame {frame_id[:80]!r} in the quarantine")
         return entry
 
+    def has(self, frame_id: str) -> bool:
+        """Whether a frame is here."""
+        return self._path(frame_id, ENTRY_SUFFIX).exists()
+
+    def frame(self, frame_id: str) -> StoredFrame:
+        """The frame itself. Raises NotQuarantined, also when it is damaged."""
+        self.get(frame_id)
+        return self._frame(frame_id)
+
     def summary(self, frame_id: str) -> dict[str, Any]:
         """What the request of a frame holds, as far as it can be decoded: services, and its first spans.
 

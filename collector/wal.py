@@ -197,6 +197,11 @@ class Wal:
             if self._kept.pop(segment.id, None) is not None:
                 self._sealed_bytes -= segment.bytes
 
+    def unloaded(self) -> frozenset[str]:
+        """Ids of the segments that hold acknowledged requests and are not discarded."""
+        with self._lock:
+            return frozenset(self._kept) | ({self._open.id} if self._open and self._open.bytes else set())
+
     @property
     def drained(self) -> bool:
         """Whether the log is closed and every sealed segment has been given to the loader."""

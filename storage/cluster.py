@@ -39,7 +39,7 @@ _TABLE = re.compile(r"\bspanhouse\.(\w+)")
 _ENGINE = re.compile(r"^ENGINE = (\w*)MergeTree(?:\(([^)\n]*)\))?$", re.MULTILINE)
 _CREATE_TABLE = re.compile(r"(CREATE TABLE IF NOT EXISTS|^CREATE TABLE|DROP TABLE IF EXISTS) (\S+)")
 _CREATE_VIEW = re.compile(r"CREATE MATERIALIZED VIEW IF NOT EXISTS (\S+)")
-_ALTER = re.compile(r"ALTER TABLE (\S+)")
+_ALTER = re.compile(r"ALTER TABLE (\S+)|^SYSTEM START CLEANUP")
 _DATABASE = "CREATE DATABASE IF NOT EXISTS spanhouse"
 
 
@@ -90,5 +90,6 @@ def of_tenant(tables: tuple[str, ...]) -> list[str]:
 
 
 def altered(statement: str, cluster: str) -> str:
-    """An ALTER of the rows of a table, for all shards."""
-    return _ALTER.sub(rf"\g<0> ON CLUSTER '{cluster}'", _TABLE.sub(rf"{LOCAL}.\1", statement), count=1)
+    """An ALTER of the rows of a table, or SYSTEM START CLEANUP, for all shards. Tables that every node has stay."""
+    local = _TABLE.sub(lambda name: f"{LOCAL}.{name[1]}" if name[1] in SHARDED else name[0], statement)
+    return _ALTER.sub(rf"\g<0> ON CLUSTER '{cluster}'", local, count=1)

@@ -160,6 +160,10 @@ class Engine(ABC):
         """The same of one copy of each row: of one replica of each shard."""
         return f"system.{name}"
 
+    def on_each_node(self, select: str) -> str:
+        """What to read the rows of a statement from that each node is to run for itself."""
+        return f"({select})"
+
     def mutations(self, table: str) -> list[tuple[str, bool, str]]:
         """Name, whether it is done and why it fails, of each change of a table's rows that was begun."""
         rows = self.rows(
@@ -175,6 +179,18 @@ class Engine(ABC):
                 self._inserter.command(sql, parameters=dict(parameters))
         except ClickHouseError as error:
             raise StoreUnavailable(f"cannot change stored rows: {text_of(error)}") from error
+
+    def fill(self, sql: str, parameters: Mapping[str, Any]) -> None:
+        """INSERT INTO a table of ours what a statement selects, however long that takes; its settings bound it.
+
+        Raises StoreUnavailable, after which the same call is safe. What ClickHouse says may quote the parameters, so
+        that only its code is passed on.
+        """
+        try:
+            with self._reader() as client:
+                client.command(sql, parameters=dict(parameters))
+        except ClickHouseError as error:
+            raise StoreUnavailable(f"cannot fill a table: error {getattr(error, 'code', None)}") from None
 
     def rows(self, sql: str) -> Sequence[Sequence[Any]]:
         """Rows of a statement over the engine's own state: parts, merges, migrations. No tenant's data."""

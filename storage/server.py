@@ -118,6 +118,10 @@ class Server(Engine):
         """The same of one replica of each shard."""
         return f"system.{name}" if self._cluster is None else f"cluster('{self._cluster}', system.{name})"
 
+    def on_each_node(self, select: str) -> str:
+        """What to read the rows of a statement from that each node is to run for itself."""
+        return f"({select})" if self._cluster is None else f"clusterAllReplicas('{self._cluster}', view({select}))"
+
     def insert_block(self, table: str, columns: Sequence[str], block: bytes, token: str, shard: int = 0) -> None:
         """Insert rows in ClickHouse's own format, all of one partition, as one part and once for a token.
 

@@ -219,6 +219,10 @@ class Settler:
         if order.error is not None:
             raise order.error
 
+    def catch_up(self) -> None:
+        """Come back when the round in hand is over: what it read of the store is written. Raises StoreError."""
+        self.settle_again("default", [], 0, 0)
+
     # The thread
 
     def _run(self) -> None:

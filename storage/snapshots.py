@@ -109,6 +109,18 @@ def names(store: Path) -> list[str]:
     )
 
 
+def holders(store: Path) -> list[str]:
+    """What keeps parts that the store has replaced, a sentence each: snapshots, and a copy that was interrupted."""
+    found = [
+        f"the snapshot {name} keeps parts on disk: remove it by DELETE /api/v1/snapshots/{name}"
+        for name in sorted(names(store))
+    ]
+    copying = store.parent / "copying"
+    if any(path.name != "lock" for path in copying.glob("*")):
+        found.append(f"a copy keeps parts in {copying}: let it end, or remove that directory")
+    return found
+
+
 def found(store: Path, name: str) -> Snapshot | None:
     """The snapshot of this name, if it is whole."""
     try:

@@ -699,4 +699,37 @@ CREATE TABLE IF NOT EXISTS spanhouse.sizes ON CLUSTER 'spans'
 )
 ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/spanhouse/sizes', '{shard}-{replica}', Noted)
 ORDER BY Day
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+CREATE TABLE IF NOT EXISTS spanhouse.erasures ON CLUSTER 'spans'
+(
+    Id String,
+    Tenant String,
+    State LowCardinality(String),
+    Begun DateTime64(6, 'UTC'),
+    Body String,
+    Updated DateTime64(6, 'UTC')
+)
+ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/spanhouse/erasures', '{shard}-{replica}', Updated)
+ORDER BY (Tenant, Id)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+CREATE TABLE IF NOT EXISTS spanhouse.erasing ON CLUSTER 'spans'
+(
+    Erasure String,
+    Kind LowCardinality(String),
+    Round UInt16,
+    Key FixedString(16),
+    Value String,
+    Written DateTime('UTC') DEFAULT now('UTC')
+)
+ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/spanhouse/erasing', '{shard}-{replica}')
+PARTITION BY Erasure
+ORDER BY (Erasure, Kind, Round, Key)
+SETTINGS
+    fsync_after_insert = 1,
+    fsync_part_directory = 1,
+    old_parts_lifetime = 1,
+    cleanup_delay_period = 1,
+    cleanup_delay_period_random_add = 0,
+    max_cleanup_delay_period = 1
