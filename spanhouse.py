@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from cli.commands import Here
     from cli.settings import Role, Settings
+    from collector.budget_rules import Rules
     from collector.ledger import Ledger
     from collector.loader import Load, Prepare
     from collector.wal import Wal
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from storage.erasure import Unloaded
     from storage.linking import Deployment
     from storage.prices import Prices
+    from storage.sampler import Sampler
     from storage.spans import Span
     from storage.vocabulary import Vocabulary
 
@@ -68,10 +70,12 @@ def run(settings: "Settings", ready: Callable[[dict[str, str]], None], role: "Ro
     """
     from prometheus_client import ProcessCollector
 
-    from collector import admin
+    from collector import admin, budgets_api
     from collector.ledger import Ledger
     from collector.listening import http_server, listen
     from query.health import create_collector_app
+    from storage.sampler import Sampler
+    from storage.sampling_rules import SamplingRules
 
     if role != "serve" and settings.clickhouse is None:
         raise CannotServe(
@@ -93,15 +97,21 @@ def run(settings: "Settings", ready: Callable[[dict[str, str]], None], role: "Ro
         if engine is None:
             return
         parts.callback(engine.close)
-        known = None if role == "collect" else _Known(settings, parts, engine, tables, ledger=ledger, intake=intake)
-        load = known.load if known else _collecting(engine)
-        receivers = intake.receive(load, engine.prepare, broken) if intake else None
+        _redact(settings, engine)
+        sampler = Sampler(engine, SamplingRules(engine, tables.vocabulary), tables.vocabulary, ledger.decided)
+        beside = partial(_Known, ledger=ledger, intake=intake, sampler=sampler)
+        known = None if role == "collect" else beside(settings, parts, engine, tables)
+        load = known.load if known else _collecting(engine, tables.vocabulary, sampler)
+        if intake:
+            intake.guard(engine, sampler, known.make_room if known else lambda: None)
+        receivers = intake.receive(load, engine.prepare, sampler, broken) if intake else None
         if known:
             api = known.api(receivers.otlp if receivers else _elsewhere)
         else:
             api = create_collector_app(intake.ready if intake else dict)
         if intake:
             api.include_router(admin.quarantine_router(intake.quarantine, intake.wal.append))
+            api.include_router(budgets_api.router(intake.budgets))
         api.include_router(admin.metrics_router(ledger.registry))
         with _named(host, settings.http_port, "--http-port"):
             listener = listen(host, settings.http_port)
@@ -129,6 +139,7 @@ class _Intake:
         from collector.quarantine import Quarantine
 
         self._settings, self._parts, self._ledger = settings, parts, ledger
+        self._budget_rules = _budget_rules(settings)
         data_dir = settings.data_dir.absolute()
         self.wal = _open_log(settings, data_dir, ledger, lambda: self.quarantine.bytes_on_disk())  # noqa: PLW0108 (it opens below)
         parts.callback(self.wal.release)
@@ -143,14 +154,42 @@ class _Intake:
 
     def ready(self) -> dict[str, str]:
         """What keeps it from taking requests, by part."""
-        refusal = self.wal.refusal()
-        return {"log": refusal} if refusal else {}
+        refusals = {"log": self.wal.refusal(), "disk": self._reserve.refusal()}
+        return {part: refusal for part, refusal in refusals.items() if refusal}
+
+    def guard(self, engine: "Engine", sampler: "Sampler", on_low: Callable[[], None]) -> None:
+        """Begin to keep tenants within their budgets, and room on the disks. `on_low` is called when there is none."""
+        from collector.budgets import Budgets, Stored
+        from collector.budgets_api import BudgetMetrics
+        from collector.disk_reserve import DiskReserve
+        from storage.volumes import Volumes
+
+        volumes, settings = Volumes(engine), self._settings
+        self.budgets = Budgets(
+            self._budget_rules,
+            self.wal,
+            lambda: Stored(*volumes.of_tenants()),
+            shorten=engine.shorten,
+            sample=sampler.keep_of_ordinary,
+            every_s=settings.budget_interval_s,
+        )
+        self._ledger.registry.register(BudgetMetrics(self.budgets))
+        directories = [self._wal_directory, *([] if settings.clickhouse else [settings.data_dir.absolute() / "store"])]
+        self._reserve = DiskReserve(
+            directories,
+            settings.disk_reserve,
+            disks=volumes.rooms if settings.clickhouse else tuple,
+            on_low=on_low,
+        )
+        for part in (self.budgets, self._reserve):
+            part.start()
+            self._parts.callback(part.stop)
 
     def held(self) -> dict[str, int]:
         """Bytes that it keeps beside the store."""
         return {"wal_bytes": self.wal.bytes_held(), "quarantine_bytes": self.quarantine.bytes_on_disk()}
 
-    def receive(self, load: "Load", prepare: "Prepare", broken: Callable[[], None]) -> _Receivers:
+    def receive(self, load: "Load", prepare: "Prepare", sampler: "Sampler", broken: Callable[[], None]) -> _Receivers:
         """Begin to load, and to receive. Calls `broken` when a receiver ends by itself."""
         from collector import otlp_http
         from collector.admission import Admission
@@ -159,7 +198,9 @@ class _Intake:
         from collector.otlp_grpc import OtlpGrpc
 
         settings, parts, host = self._settings, self._parts, self._settings.host
-        loader = Loader(self.wal, load, self.quarantine, self._ledger, prepare=prepare)
+        loader = Loader(
+            self.wal, load, self.quarantine, self._ledger, prepare=sampler.prepared(prepare), sampling=sampler
+        )
         loader.start()
         parts.callback(loader.stop, settings.shutdown_timeout_s)
         parts.callback(self.wal.close)
@@ -173,6 +214,7 @@ class _Intake:
             retransmit_window_s=settings.retransmit_window_s,
             retransmit_entries_max=settings.retransmit_entries_max,
             tenants_max=settings.tenants_max,
+            allow=self._allow,
         )
         for tenant, digest, received_unix_nano in self.wal.recent_digests():
             admission.remember(tenant, digest, received_unix_nano)
@@ -191,11 +233,16 @@ class _Intake:
         http_address = f"http://{_in_url(host)}:{listener.getsockname()[1]}"
         return _Receivers({"otlp_grpc": grpc_address, "otlp_http": http_address}, app)
 
+    def _allow(self, tenant: str, size: int) -> None:
+        self._reserve.allow(tenant, size)
+        self.budgets.allow(tenant, size)
 
-def _collecting(engine: "Engine") -> "Load":
+
+def _collecting(engine: "Engine", vocabulary: "Vocabulary", sampler: "Sampler") -> "Load":
     from storage.migrate import loads_when_migrated
+    from storage.policies import RetentionPolicies
 
-    return loads_when_migrated(engine)
+    return loads_when_migrated(engine, RetentionPolicies(engine, vocabulary).refreshed(sampler.sampled(engine.load)))
 
 
 async def _elsewhere(_scope: Any, _receive: Any, send: Any) -> None:
@@ -240,20 +287,19 @@ class _Known:
         *,
         ledger: "Ledger",
         intake: "_Intake | None",
+        sampler: "Sampler",
     ) -> None:
         from query.implied import ImpliedLinks
         from query.storage_metrics import StoreMetrics
         from storage.annotations import Annotations
         from storage.assessments import Assessments
         from storage.deployments import Deployments
-        from storage.erasures import Erasures
         from storage.harvest import Harvest
-        from storage.recounting import Recounting
+        from storage.keeping import Keeping
         from storage.relink import recanonicalize
         from storage.resettling import Resettling
         from storage.settling import Settler
         from storage.snapshots import Snapshots, holders
-        from storage.volumes import Volumes
 
         vocabulary, prices, deployments = tables
         self._settings, self._engine, self._vocabulary, self._prices = settings, engine, vocabulary, prices
@@ -261,14 +307,15 @@ class _Known:
         self._snapshots = None if settings.clickhouse else Snapshots(engine, store)
         self._deployments = Deployments(engine, deployments)
         settler = Settler(engine, vocabulary, self._deployments, prices.cost, trace_spans_max=settings.trace_spans_max)
-        self._erasures = Erasures(
+        self._keeping = Keeping(
             engine,
             vocabulary,
             settler.catch_up,
             unloaded=intake.unloaded() if intake else None,
             holders=partial(holders, store) if self._snapshots else list,
         )
-        self.load = self._erasures.gated(settler.watched(engine.load))
+        self._sampling_rules = sampler.rules
+        self.load = self._keeping.ruled(settler.watched(sampler.sampled(engine.load)))
         self._annotations = Annotations(engine, settler.touch)
         self._assessments = Assessments(engine, settler.touch)
         self._registry = _open_registry(settings)
@@ -279,18 +326,18 @@ class _Known:
             parts.callback(self._registry.stop)
         settler.start(Harvest(engine, self._assessments, settler.touch), self._imply)
         parts.callback(settler.stop)
-        self._erasures.start()
-        parts.callback(self._erasures.stop)
+        self._keeping.start()
+        parts.callback(self._keeping.stop)
+        ledger.registry.register(StoreMetrics(self._keeping.recounting.seen))
         self._resettling = Resettling(
             engine, settler, partial(recanonicalize, engine, vocabulary), partial(prices.reload, settings.prices)
         )
         parts.callback(self._resettling.stop)
-        self._volumes = Volumes(engine)
         self._beside: Beside = intake.held if intake else dict
-        recounting = Recounting(engine, self._volumes)
-        ledger.registry.register(StoreMetrics(recounting.seen))
-        recounting.start()
-        parts.callback(recounting.stop)
+
+    def make_room(self) -> None:
+        """Have what may go early go early."""
+        self._keeping.expiry.make_room()
 
     def api(self, otlp: "Asgi") -> "FastAPI":
         """The HTTP API, with all that reads traces and what is known of them. `otlp` takes what MLflow sends."""
@@ -300,7 +347,11 @@ class _Known:
             entities_api,
             erasures_api,
             links_api,
+            pins_api,
             registry_api,
+            retention_api,
+            retention_plan_api,
+            sampling_api,
             snapshots_api,
             storage_api,
         )
@@ -338,8 +389,12 @@ class _Known:
             entities_api.router(Entities(engine, self._annotations, describe)),
             registry_api.router(registry),
             snapshots_api.router(self._snapshots),
-            storage_api.router(self._volumes, self._beside),
-            erasures_api.router(self._erasures),
+            storage_api.router(self._keeping.volumes, self._beside),
+            retention_api.router(self._keeping.policies, self._keeping.expiry),
+            retention_plan_api.router(self._keeping.plans),
+            pins_api.router(self._keeping.pins),
+            sampling_api.router(self._sampling_rules),
+            erasures_api.router(self._keeping.erasures),
         ):
             api.include_router(router)
         gateway = Gateway(engine, traces, self._assessments, self._annotations, otlp, mlflow_url=settings.mlflow_url)
@@ -390,6 +445,26 @@ def _tables(settings: "Settings") -> _Tables:
             load_file(settings.deployments) if settings.deployments else {},
         )
     except (BadVocabulary, BadPrices, BadDeployments) as error:
+        raise CannotServe(str(error)) from error
+
+
+def _budget_rules(settings: "Settings") -> "Rules":
+    from collector.budget_rules import BadBudgets, load
+
+    try:
+        return load(settings.budgets)
+    except BadBudgets as error:
+        raise CannotServe(str(error)) from error
+
+
+def _redact(settings: "Settings", engine: "Engine") -> None:
+    """Let loads apply the rules of the settings."""
+    from storage.redaction import BadRedaction, load
+
+    try:
+        if redaction := load(settings.redaction, settings.redaction_key_file):
+            engine.redact(redaction)
+    except BadRedaction as error:
         raise CannotServe(str(error)) from error
 
 
@@ -604,7 +679,7 @@ def _here() -> "Here":
 
 HIDDEN = list(_hidden_packages())
 if not HIDDEN:
-    from cli import commands, store
+    from cli import commands, keeping_commands, store
     from cli.settings import ENV_PREFIX, BadSettings, Role, Settings, options, settings_of
 
     by_role: dict[Role, Callable[..., None]] = {"serve": _serve, "collect": _collect, "query": _query}
@@ -612,8 +687,9 @@ if not HIDDEN:
         setattr(command, "__signature__", inspect.Signature(list(options(role))))  # noqa: B010 (functions have it)
         app.command(role)(command)
     app.registered_commands += store.app.registered_commands
-    app.registered_commands += commands.app.registered_commands
-    app.registered_groups += commands.app.registered_groups
+    for one in (commands.app, keeping_commands.app):
+        app.registered_commands += one.registered_commands
+        app.registered_groups += one.registered_groups
 
 
 def _near(host: str) -> str:

@@ -76,7 +76,7 @@ def measure(directory: Path, payload: Payload, rest_s_max: float, vocabulary: bo
     segments = write_segments(directory, payload)
     engine, meter = Embedded(directory / "store", load()), Meter(os.getpid())
     if not vocabulary:
-        engine._decoder = Decoder(_NoWords(load()))
+        engine._decoders = [(0, Decoder(_NoWords(load())))]
     migrate(engine)
     cpu, start_s = meter.cpu(), time.monotonic()
     for segment in segments:
@@ -84,15 +84,15 @@ def measure(directory: Path, payload: Payload, rest_s_max: float, vocabulary: bo
     load_s = time.monotonic() - start_s
     rested = meter.wait_for_rest(rest_s_max)
     cpu = meter.cpu() - cpu
-    return Ceiling(payload.spans, len(segments), load_s, cpu, meter.peak_bytes(), rested, _held(engine))
+    return Ceiling(payload.spans, len(segments), load_s, cpu, meter.peak_bytes(), rested, held(engine))
 
 
-def held(store: Path) -> Held:
+def held_in(store: Path) -> Held:
     """What is in the store of a server that has stopped."""
-    return _held(Embedded(store, load()))
+    return held(Embedded(store, load()))
 
 
-def _held(engine: Engine) -> Held:
+def held(engine: Engine) -> Held:
     parts = engine.rows(
         "SELECT table, sum(bytes_on_disk), count() FROM system.parts"
         " WHERE active AND database = 'spanhouse' GROUP BY table"

@@ -114,7 +114,7 @@ def measure(directory: Path, profile: Profile, plan: Plan, server_options: Seque
         server.wait_until_queryable(acknowledged, DRAIN_S_MAX)
         server.meter.wait_for_rest(plan.rest_s_max)
         server.stop()
-    held = call(directory, 60, ceiling.held, server.data_dir / "store")
+    held = call(directory, 60, ceiling.held_in, server.data_dir / "store")
     if held.spans != acknowledged:
         raise SpansMissing(f"{acknowledged} spans were acknowledged, and the store holds {held.spans}")
     _say(f"{profile}: the engine alone")

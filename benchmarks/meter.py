@@ -77,6 +77,10 @@ class Meter:
         """The most that it ever had."""
         return self._status("VmHWM")
 
+    def forget_peak(self) -> None:
+        """Have `peak_bytes` be the most from now on."""
+        (self._proc / "clear_refs").write_text("5")
+
     @contextlib.contextmanager
     def largest_resident_bytes(self) -> Iterator[list[int]]:
         """Look at its memory during the block; the list then holds the most that was seen."""

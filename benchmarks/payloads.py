@@ -63,7 +63,7 @@ class Payload:
 
 def write(path: Path, profile: Profile, spans: int, *, seed: int, request_spans: int = REQUEST_SPANS) -> Payload:
     """Write at least `spans` spans in requests of about `request_spans` (traces stay whole)."""
-    random_traces = _Traces(random.Random(f"{profile} {seed}"), _start_unix_nano())
+    random_traces = _Traces(random.Random(f"{profile} {seed}"), start_unix_nano())
     traces = random_traces.agent if profile == "agent" else random_traces.service
     requests: list[tuple[int, int]] = []
     left = spans
@@ -75,13 +75,13 @@ def write(path: Path, profile: Profile, spans: int, *, seed: int, request_spans:
                 service, trace = traces()
                 by_service.setdefault(service, []).extend(trace)
                 count += len(trace)
-            body = _request(by_service)
+            body = request(by_service)
             requests.append((count, file.write(body)))
             left -= count
     return Payload(path, tuple(requests))
 
 
-def _start_unix_nano() -> int:
+def start_unix_nano() -> int:
     """Six in the morning, UTC, of this day: near its arrival, and never across midnight into a second partition."""
     day_s = 24 * 3600
     return (int(time.time()) // day_s * day_s + 6 * 3600) * 1_000_000_000
@@ -103,7 +103,7 @@ class _Traces:
             start = self.now + index * draw.randrange(100 * US, MS)
             route = draw.randrange(40)
             spans.append(
-                _span(
+                span_of(
                     trace_id=trace_id,
                     span_id=self._id(8) if index else root_id,
                     parent_span_id=root_id if index else b"",
@@ -218,7 +218,7 @@ class _Conversation:
 
     def spans(self) -> list[Span]:
         """The whole trace."""
-        root = _span(
+        root = span_of(
             trace_id=self._trace_id,
             span_id=self._root_id,
             parent_span_id=b"",
@@ -245,7 +245,7 @@ class _Conversation:
         attributes: dict[str, Any],
     ) -> Span:
         start, self._clock = self._clock, self._clock + int(milliseconds * MS)
-        span = _span(
+        span = span_of(
             trace_id=self._trace_id,
             span_id=self.traces.random.randbytes(8),
             parent_span_id=parent_id,
@@ -272,7 +272,7 @@ class _Conversation:
 # Protobuf
 
 
-def _span(
+def span_of(
     *,
     trace_id: bytes,
     span_id: bytes,
@@ -303,7 +303,7 @@ _ERROR = Status(code=Status.STATUS_CODE_ERROR)
 _SCOPE = InstrumentationScope(name="bench.instrumentation", version="0.66b2")
 
 
-def _request(by_service: dict[str, list[Span]]) -> bytes:
+def request(by_service: dict[str, list[Span]]) -> bytes:
     resource_spans = [
         ResourceSpans(resource=_resource(service), scope_spans=[ScopeSpans(scope=_SCOPE, spans=spans)])
         for service, spans in by_service.items()

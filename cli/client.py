@@ -10,6 +10,7 @@ import httpx
 import orjson
 
 TIMEOUT_S = 60
+PLAN_TIMEOUT_S = 600
 READABLE_S_MAX = 10
 WRONG_URL = "name Spanhouse's HTTP API with --url or SPANHOUSE_URL: port 4320 unless set otherwise"
 
@@ -113,6 +114,61 @@ class Client:
         answer: dict[str, Any] = self._ask("GET", "/api/v1/storage", tuple(parameters))
         return answer
 
+    def retention(self) -> dict[str, Any]:
+        """The retention policies."""
+        answer: dict[str, Any] = self._ask("GET", "/api/v1/retention")
+        return answer
+
+    def retention_versions(self, limit: int) -> list[dict[str, Any]]:
+        """The newest versions of the policies."""
+        answer = self._ask("GET", "/api/v1/retention/versions", (("limit", str(limit)),))
+        versions: list[dict[str, Any]] = answer["versions"]
+        return versions
+
+    def change_retention(self, change: dict[str, Any]) -> dict[str, Any]:
+        """Replace the policies, and give the new version."""
+        answer: dict[str, Any] = self._ask("PUT", "/api/v1/retention", json=change)
+        return answer
+
+    def plan_retention(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What policies would come to. It takes a while."""
+        answer: dict[str, Any] = self._ask("POST", "/api/v1/retention/plan", json=asked, timeout_s=PLAN_TIMEOUT_S)
+        return answer
+
+    def retention_progress(self) -> dict[str, Any]:
+        """How far the policies in force have reached what is stored."""
+        answer: dict[str, Any] = self._ask("GET", "/api/v1/retention/progress")
+        return answer
+
+    def pins(self) -> list[dict[str, Any]]:
+        """What is pinned."""
+        pins: list[dict[str, Any]] = self._ask("GET", "/api/v1/pins")["pins"]
+        return pins
+
+    def pin(self, pin: dict[str, Any]) -> None:
+        """Pin something."""
+        self._ask("PUT", "/api/v1/pins", json=pin)
+
+    def unpin(self, which: dict[str, str]) -> None:
+        """Take a pin back."""
+        self._ask("DELETE", "/api/v1/pins", tuple(which.items()))
+
+    def sampling(self) -> dict[str, Any]:
+        """The sampling rules, and what came of them."""
+        answer: dict[str, Any] = self._ask("GET", "/api/v1/sampling")
+        return answer
+
+    def sampling_versions(self, limit: int) -> list[dict[str, Any]]:
+        """The newest versions of the rules."""
+        answer = self._ask("GET", "/api/v1/sampling/versions", (("limit", str(limit)),))
+        versions: list[dict[str, Any]] = answer["versions"]
+        return versions
+
+    def change_sampling(self, change: dict[str, Any]) -> dict[str, Any]:
+        """Replace the rules, and give the new version."""
+        answer: dict[str, Any] = self._ask("PUT", "/api/v1/sampling", json=change)
+        return answer
+
     def snapshot(self) -> str:
         """Make a snapshot of the server's store, and give its name."""
         return str(self._ask("POST", "/api/v1/snapshots")["name"])
@@ -139,12 +195,17 @@ class Client:
         self._ask("DELETE", f"/api/v1/quarantine/{frame_id}")
 
     def _ask(
-        self, method: str, path: str, parameters: tuple[tuple[str, str], ...] = (), json: dict[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        parameters: tuple[tuple[str, str], ...] = (),
+        json: dict[str, Any] | None = None,
+        timeout_s: float = TIMEOUT_S,
     ) -> Any:
         try:
-            response = self._http.request(method, path, params=parameters, json=json)
+            response = self._http.request(method, path, params=parameters, json=json, timeout=timeout_s)
         except httpx.TimeoutException as error:
-            raise Trouble(f"cannot get an answer from {self.url} within {TIMEOUT_S} s") from error
+            raise Trouble(f"cannot get an answer from {self.url} within {timeout_s:g} s") from error
         except httpx.TransportError as error:
             raise Trouble(
                 f"cannot reach {self.url}: {error}",

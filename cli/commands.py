@@ -256,6 +256,52 @@ def erase_command(
             console.print(f"The certificate is in {certificate}.", highlight=False)
 
 
+sampling_commands = typer.Typer(help="Which traces are kept.", no_args_is_help=True)
+app.add_typer(sampling_commands, name="sampling")
+
+
+@sampling_commands.command("show")
+def sampling_show(context: typer.Context, *, url: Url = None) -> None:
+    """Show the rules, in their order, and what they did in the last day."""
+    from cli import sampling
+
+    with _client(context, url, "default") as client:
+        sampling.draw(_console(), client.sampling())
+
+
+@sampling_commands.command("history")
+def sampling_history(
+    context: typer.Context,
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many versions.")] = 20,
+    url: Url = None,
+) -> None:
+    """Show who changed the rules when."""
+    from cli import sampling
+
+    with _client(context, url, "default") as client:
+        sampling.draw_versions(_console(), client.sampling_versions(limit))
+
+
+@sampling_commands.command("apply")
+def sampling_apply(
+    context: typer.Context,
+    *,
+    rules: Annotated[Path, typer.Option(metavar="FILE", help="All rules, as TOML.")],
+    by: Annotated[str, typer.Option(help="Who changes them.")] = "",
+    comment: Annotated[str, typer.Option(help="Why.")] = "",
+    url: Url = None,
+) -> None:
+    """Replace the rules by those of a file."""
+    from cli import sampling
+
+    wanted = sampling.read(rules)
+    with _client(context, url, "default") as client:
+        version = client.sampling()["version"]
+        change = {**wanted, "changed_by": by, "comment": comment, "version": version}
+        sampling.draw(_console(), client.change_sampling(change))
+
+
 Start = Annotated[str | None, typer.Option(help="Traces that start at this time or later, such as -30d.")]
 End = Annotated[str | None, typer.Option(help="Traces that start before this time.")]
 
@@ -370,10 +416,10 @@ def quarantine_drop(context: typer.Context, frame_id: FrameId, url: Url = None, 
     _console().print(f"Frame {frame_id} is deleted.", highlight=False)
 
 
-def _console(*, record: bool = False) -> "Console":
+def _console(*, record: bool = False, stderr: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(record=record, width=120) if record else Console()
+    return Console(record=record, width=120) if record else Console(stderr=stderr)
 
 
 def _client(context: typer.Context, url: str | None, tenant: str) -> "Client":

@@ -78,6 +78,18 @@ class Settings(BaseSettings):
     conventions: Path | None = Field(
         None, description="File of further attribute keys for the canonical columns (docs/conventions.md)."
     )
+    redaction: Path | None = Field(
+        None, description="File of rules for what is replaced or hashed before it is stored (docs/redaction.md)."
+    )
+    redaction_key_file: Path | None = Field(None, description="File with the key of those hashes, 16 bytes at least.")
+    budgets: Path | None = Field(
+        None, description="File of budgets: bytes on disk that tenants, and the store, may have (docs/budgets.md)."
+    )
+    budget_interval_s: Seconds = Field(10, description="Time after which the store is asked anew what tenants have.")
+    disk_reserve: Annotated[ByteSize, Field(ge=0)] = Field(
+        ByteSize(1024 * MIB),
+        description="Bytes of each disk that are left free, a twentieth of it at most; senders are asked to retry.",
+    )
     prices: Path | None = Field(None, description="File of prices of your own, before those known (docs/usage.md).")
     deployments: Path | None = Field(
         None, description="File that says which service ran which model version when (docs/links.md)."
@@ -120,7 +132,8 @@ class Settings(BaseSettings):
 _RECEIVES = frozenset(
     ("data_dir", "otlp_grpc_port", "otlp_http_port", "request_bytes_max", "request_spans_max", "in_flight_bytes_max",
      "tenants_max", "retransmit_window_s", "retransmit_entries_max", "wal_bytes_max", "segment_bytes_max",
-     "flush_interval_s", "shutdown_timeout_s")
+     "flush_interval_s", "shutdown_timeout_s", "redaction", "redaction_key_file",
+     "budgets", "budget_interval_s", "disk_reserve")
 )  # fmt: skip
 _ANSWERS = frozenset(
     ("query_memory_bytes_max", "query_timeout_s", "prices", "deployments", "mlflow_url", "registry_uri",

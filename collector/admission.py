@@ -37,6 +37,12 @@ _LARGE_BYTES = 1 << 18
 
 # Takes a frame; the future resolves when it is on disk. Raises, or sets, a Retryable refusal.
 Append = Callable[[Frame], "Future[None]"]
+# (tenant, bytes): whether such a request may be stored. Raises a Retryable refusal, or NotKept.
+Allow = Callable[[str, int], None]
+
+
+class NotKept(Exception):
+    """No item of the request is kept, and the sender is told so by a partial success: nobody is to send it again."""
 
 
 class Ledger(Protocol):
@@ -58,6 +64,8 @@ class Receipt:
     rejected: int = 0
     message: str = ""
     signal: Signal = "traces"
+    kept: bool = True
+    """False if the request was good and nothing of it was kept all the same."""
 
     def encode(self, *, json: bool = False) -> bytes:
         """The ExportTraceServiceResponse, or ExportLogsServiceResponse, to answer with.
@@ -134,6 +142,7 @@ class Admission:
         retransmit_window_s: float = 600.0,
         retransmit_entries_max: int = 131_072,
         tenants_max: int = 1000,
+        allow: Allow = lambda *_: None,
     ) -> None:
         if in_flight_bytes_max < 2 * request_bytes_max:
             # Else a request within its own limit could be told to come again for ever.
@@ -144,7 +153,7 @@ class Admission:
         self.ledger = ledger
         self.request_bytes_max = request_bytes_max
         self.in_flight = InFlight(in_flight_bytes_max)
-        self._append = append
+        self._append, self._allow = append, allow
         self._request_spans_max = request_spans_max
         self._retransmits = Retransmits(retransmit_window_s, retransmit_entries_max)
         self._large = threading.Lock()
@@ -165,6 +174,7 @@ class Admission:
             raise BadRequest(f"cannot take {tenant[:80]!r} as {TENANT_HEADER}: 1 to 64 of A-Z a-z 0-9 . _ -")
         if context:
             context = _checked(context)
+        not_kept = self._not_kept(tenant, len(body))  # before a look into it: who is refused costs little
         with self._large if len(body) > _LARGE_BYTES else nullcontext():
             sifted = sift(body, self._request_spans_max, signal)
         receipt: Future[Receipt] = Future()
@@ -179,7 +189,7 @@ class Admission:
         frame = Frame(tenant, xxh3_128_digest(sifted.request), sifted.items, sifted.request, context, signal)
         first = self._retransmits.claim(tenant, frame.identity, receipt)
         if first is None:
-            self._deliver(frame, sifted, receipt)
+            self._deliver(frame, sifted, receipt, not_kept)
         else:
             first.add_done_callback(partial(self._acknowledge_again, frame, sifted, receipt))
         return receipt
@@ -197,7 +207,19 @@ class Admission:
                 )
             self._tenants.add(tenant)
 
-    def _deliver(self, frame: Frame, sifted: Sifted, receipt: "Future[Receipt]") -> None:
+    def _not_kept(self, tenant: str, size: int) -> str:
+        """Why a request is not to be kept; '' if it is. Raises a Retryable refusal."""
+        try:
+            self._allow(tenant, size)
+        except NotKept as error:
+            return str(error)
+        return ""
+
+    def _deliver(self, frame: Frame, sifted: Sifted, receipt: "Future[Receipt]", not_kept: str) -> None:
+        if not_kept:
+            self._retransmits.settle(frame.tenant, frame.identity, durable=False)
+            self._reject(frame, sifted, receipt, not_kept)
+            return
         try:
             appended = self._append(frame)
         except Exception as error:
@@ -206,6 +228,12 @@ class Admission:
             receipt.set_exception(error)
             raise
         appended.add_done_callback(partial(self._delivered, frame, sifted, receipt))
+
+    def _reject(self, frame: Frame, sifted: Sifted, receipt: "Future[Receipt]", message: str) -> None:
+        """Acknowledge that nothing of a request is kept."""
+        items = sifted.items + sifted.rejected
+        self.ledger.admitted(frame.tenant, received=items, rejected=items, signal=frame.signal)
+        receipt.set_result(Receipt(items, message, frame.signal, kept=False))
 
     def _delivered(self, frame: Frame, sifted: Sifted, receipt: "Future[Receipt]", appended: "Future[None]") -> None:
         error = appended.exception()
@@ -223,6 +251,10 @@ class Admission:
         """Answer a retransmit: with what came of the first delivery, which it waited for when that was under way."""
         if (error := first.exception()) is not None:
             receipt.set_exception(error)
+            return
+        delivery = first.result()
+        if isinstance(delivery, Receipt) and not delivery.kept:
+            self._reject(frame, sifted, receipt, delivery.message)
             return
         self.ledger.admitted(
             frame.tenant,

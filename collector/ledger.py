@@ -1,4 +1,6 @@
-"""The ledger: received = stored + rejected + deduplicated + quarantined + in the WAL, per tenant, at every scrape.
+"""The ledger: received = stored + sampled + rejected + deduplicated + quarantined + in the WAL.
+
+That holds for each tenant, at every scrape.
 
 Owns the counters of spans and of log records and the registry that `/metrics` shows. Called from the receivers'
 threads, the WAL's committer and the loader; one lock makes every call one step, so a scrape never sees half of one.
@@ -26,11 +28,12 @@ _ITEMS: dict[Signal, tuple[str, str]] = {
 _HELP = {
     "received": "that arrived, those found in the WAL at start and those replayed from the quarantine included.",
     "stored": "that are on disk in the store.",
+    "sampled": "that were left out with their traces by the sampling rules.",
     "rejected": "that were refused by themselves and named to the sender as a partial success.",
     "deduplicated": "of requests that had been received before and were acknowledged again without being stored.",
     "quarantined": "of requests that the store cannot load; never taken back when they are replayed or dropped.",
 }
-_IN_WAL_HELP = "on disk in the WAL: received, and neither stored, rejected, deduplicated nor quarantined."
+_IN_WAL_HELP = "on disk in the WAL: received, and neither stored, sampled, rejected, deduplicated nor quarantined."
 
 
 @dataclass(slots=True)
@@ -39,6 +42,7 @@ class Counts:
 
     received: int = 0
     stored: int = 0
+    sampled: int = 0
     rejected: int = 0
     deduplicated: int = 0
     quarantined: int = 0
@@ -46,7 +50,8 @@ class Counts:
     @property
     def in_wal(self) -> int:
         """Those that were received and have not come to an end yet."""
-        return self.received - self.stored - self.rejected - self.deduplicated - self.quarantined
+        ended = self.stored + self.sampled + self.rejected + self.deduplicated + self.quarantined
+        return self.received - ended
 
 
 class Ledger(Collector):
@@ -66,6 +71,12 @@ class Ledger(Collector):
         self.load_seconds = self._histogram("spanhouse_load_seconds", "Seconds of one successful load into the store.")
         self.load_failures = Counter(
             "spanhouse_load_failures", "Loads that failed, by reason.", ["reason"], registry=self.registry
+        )
+        self.decisions = Counter(
+            "spanhouse_sampling_traces",
+            "Traces that the sampling rules decided, by rule and outcome: `kept` or `left out`.",
+            ["rule", "outcome"],
+            registry=self.registry,
         )
 
     def admitted(
@@ -92,10 +103,17 @@ class Ledger(Collector):
         with self._lock:
             self._of(tenant, signal).received += items
 
-    def stored(self, tenant: str, items: int, signal: Signal = "traces") -> None:
-        """Count items that are on disk in the store and leave the WAL."""
+    def stored(self, tenant: str, items: int, signal: Signal = "traces", sampled: int = 0) -> None:
+        """Count items that are on disk in the store and leave the WAL, those aside that were `sampled`, left out."""
         with self._lock:
-            self._of(tenant, signal).stored += items
+            counts = self._of(tenant, signal)
+            counts.stored += items - sampled
+            counts.sampled += sampled
+
+    def decided(self, rule: str, kept: int, left_out: int) -> None:
+        """Count traces that a sampling rule kept and left out."""
+        self.decisions.labels(rule, "kept").inc(kept)
+        self.decisions.labels(rule, "left out").inc(left_out)
 
     def quarantined(self, tenant: str, items: int, signal: Signal = "traces") -> None:
         """Count items that are on disk in the quarantine and leave the WAL."""

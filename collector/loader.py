@@ -10,12 +10,13 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from collector.bisection import Bisection
 from collector.frames import Signal
+from collector.holding import Holding, Sampling
 from collector.ledger import Ledger
 from collector.quarantine import Quarantine
 from collector.segments import Items, Segment, set_aside
@@ -64,9 +65,12 @@ class Loader:
         ledger: Ledger,
         *,
         prepare: Prepare = lambda *_: None,
+        sampling: Sampling | None = None,
         backoff_s_max: float = 30.0,
     ) -> None:
         self._wal = wal
+        self._sampling = sampling
+        self._held = Holding(wal, sampling)
         self._load = load
         self._prepare = prepare
         self._quarantine = quarantine
@@ -94,24 +98,26 @@ class Loader:
 
     def _run(self) -> None:
         yield_to_others()  # the engine plans a load on this thread
-        while not self._stop.is_set() and not self._wal.drained:
-            segment = self._wal.next_sealed(_WAIT_S)
-            if segment is None:
-                continue
+        while not self._stop.is_set() and not self._held.drained:
             try:
-                self._deliver(segment)
+                segment = self._patiently("take a segment", lambda: self._held.next(_WAIT_S))
+                if segment is not None:
+                    self._deliver(segment)
             except _Stopped:
                 return
 
     def _deliver(self, segment: Segment) -> None:
         bisections = _bisections(segment)
-        following = self._wal.peek_sealed()
+        following = self._held.following()
         for upcoming in (*bisections, *(_bisections(following)[:1] if following else ())):
             if not upcoming.begun:
                 self._prepare(upcoming.segment.path, upcoming.token, upcoming.signal)
         for bisection in bisections:
             self._deliver_signal(bisection)
         self._patiently("discard a segment", lambda: self._wal.discard(segment))
+        if self._sampling is not None:
+            sampling = self._sampling
+            self._patiently("remove what was decided for a segment", lambda: sampling.forget(segment.path))
         for bisection in bisections:
             self._patiently("remove what a bisection left", bisection.finish)
 
@@ -125,7 +131,8 @@ class Loader:
                 logger.warning("segment %s does not load, looking for the frames to blame: %s", bisection.token, reason)
                 self._patiently("note a failed segment", lambda: bisection.begin(reason))
             else:
-                self._count_stored({key: items for key, items in segment.items.items() if key[0] == signal})
+                items = {key: items for key, items in segment.items.items() if key[0] == signal}
+                self._count_stored(items, segment.path)
         if bisection.begun:
             self._bisect(bisection)
 
@@ -159,7 +166,7 @@ class Loader:
             return False
         finally:
             part.unlink(missing_ok=True)
-        self._count_stored(bisection.items(lo, hi))
+        self._count_stored(bisection.items(lo, hi), part)
         return True
 
     def _condemn(self, bisection: Bisection, index: int) -> None:
@@ -175,7 +182,7 @@ class Loader:
                 reason = str(error)
             else:
                 logger.info("frame %s.%d loads when its request is encoded anew", segment_id, index)
-                self._ledger.stored(info.tenant, info.items, info.signal)
+                self._count_stored({(info.signal, info.tenant): info.items}, part)
                 return
             finally:
                 part.unlink(missing_ok=True)
@@ -196,9 +203,16 @@ class Loader:
             if signal == bisection.signal:
                 self._ledger.quarantined(tenant, items - readable.get((signal, tenant), 0), signal)
 
-    def _count_stored(self, items: Items) -> None:
+    def _count_stored(self, items: Items, path: Path) -> None:
+        """Count what was loaded of a segment or part, and what was left out of it."""
+        left_out = self._left_out(path)
         for (signal, tenant), count in items.items():
-            self._ledger.stored(tenant, count, signal)
+            sampled = left_out.get(tenant, 0) if signal == "traces" else 0
+            self._ledger.stored(tenant, count, signal, sampled)
+
+    def _left_out(self, path: Path) -> Mapping[str, int]:
+        sampling = self._sampling
+        return self._patiently("read what was decided", lambda: sampling.left_out(path)) if sampling else {}
 
     def _load_patiently(
         self, path: Path, token: str, signal: Signal, out_of_memory_tries_max: int = _MEMORY_TRIES_MAX

@@ -10,18 +10,19 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from collector.disk import sync_data, sync_directory, write_all, write_file
 from collector.frames import Frame, Signal, encode_frame, read_frames
 from collector.seen import SEEN_SUFFIX, seen_record
+from storage.decided import SUFFIX as DECIDED_SUFFIX
 
 OPEN_SUFFIX, SEALED_SUFFIX, DAMAGED_SUFFIX = ".open", ".wal", ".damaged"
 SPLIT_SUFFIX, PART_SUFFIX = ".split", ".part"  # a bisection's, see there
 LOCK_NAME = "lock"
 
-_SUFFIXES = (OPEN_SUFFIX, SEALED_SUFFIX, DAMAGED_SUFFIX, SPLIT_SUFFIX, PART_SUFFIX, SEEN_SUFFIX)
+_SUFFIXES = (OPEN_SUFFIX, SEALED_SUFFIX, DAMAGED_SUFFIX, SPLIT_SUFFIX, PART_SUFFIX, SEEN_SUFFIX, DECIDED_SUFFIX)
 
 _COPY_BYTES = 1 << 20
 
@@ -42,6 +43,8 @@ class Segment:
     items: Items
     oldest_unix_nano: int
     newest_unix_nano: int
+    tenant_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the frames of each tenant."""
 
 
 class OpenSegment:
@@ -57,6 +60,7 @@ class OpenSegment:
         self.broken = False  # a sync failed: nothing more may be written to this file
         self._newest_unix_nano = 0
         self._items: Counter[tuple[Signal, str]] = Counter()
+        self._tenant_bytes: Counter[str] = Counter()
         self._seen: list[bytes] = []
         self._torn = False  # bytes beyond the durable length could not be cut off
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
@@ -86,6 +90,7 @@ class OpenSegment:
         self._newest_unix_nano = group[-1][1]
         for frame, received in group:
             self._items[frame.signal, frame.tenant] += frame.items
+            self._tenant_bytes[frame.tenant] += frame.bytes_max
             self._seen.append(seen_record(frame.tenant, frame.identity, received))
 
     def seal(self) -> Segment:
@@ -98,7 +103,8 @@ class OpenSegment:
         path = self.path.rename(self.path.with_suffix(SEALED_SUFFIX))
         with contextlib.suppress(OSError):  # all of it is durable already
             os.close(self._fd)
-        return Segment(self.id, path, self.bytes, dict(self._items), self.oldest_unix_nano, self._newest_unix_nano)
+        times = self.oldest_unix_nano, self._newest_unix_nano
+        return Segment(self.id, path, self.bytes, dict(self._items), *times, dict(self._tenant_bytes))
 
     def remove(self) -> None:
         """Remove the file: there is no frame in it."""
@@ -124,8 +130,8 @@ def recover_segments(directory: Path) -> list[Segment]:
     """
     for path in [*directory.glob(f"*{PART_SUFFIX}"), *directory.glob("*.tmp")]:
         path.unlink()
-    for path in directory.glob(f"*{SPLIT_SUFFIX}"):
-        # A bisection of log records has a file of its own, <id>.logs.split.
+    for path in [*directory.glob(f"*{SPLIT_SUFFIX}"), *directory.glob(f"*{DECIDED_SUFFIX}")]:
+        # A bisection of log records has a file of its own, <id>.logs.split, and so have the parts of a bisection.
         if not (directory / (path.name.partition(".")[0] + SEALED_SUFFIX)).exists():
             path.unlink()
     paths = [path for path in directory.iterdir() if path.suffix in (OPEN_SUFFIX, SEALED_SUFFIX)]
@@ -141,10 +147,12 @@ def recover_segments(directory: Path) -> list[Segment]:
 
 def _recover(path: Path) -> Segment | None:
     length, oldest, newest, items, seen = 0, 0, 0, Counter[tuple[Signal, str]](), []
+    tenant_bytes: Counter[str] = Counter()
     for frame in read_frames(path):
         length = frame.offset + frame.length
         oldest, newest = oldest or frame.received_unix_nano, frame.received_unix_nano
         items[frame.signal, frame.tenant] += frame.items
+        tenant_bytes[frame.tenant] += frame.length
         seen.append(seen_record(frame.tenant, frame.identity, frame.received_unix_nano))
     excess = path.stat().st_size - length
     if excess and path.suffix == SEALED_SUFFIX:
@@ -159,7 +167,7 @@ def _recover(path: Path) -> Segment | None:
         logger.warning("cut %d bytes without a whole frame off the end of segment %s", excess, path)
     _note_seen(path, seen)
     sealed = path.rename(path.with_suffix(SEALED_SUFFIX))
-    return Segment(path.stem, sealed, length, dict(items), oldest, newest)
+    return Segment(path.stem, sealed, length, dict(items), oldest, newest, dict(tenant_bytes))
 
 
 def _note_seen(path: Path, seen: Sequence[bytes]) -> None:

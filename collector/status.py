@@ -110,6 +110,18 @@ class WalUnavailable(Retryable):
     retry_after_s = 5.0
 
 
+class BudgetSpent(Retryable):
+    """A tenant, or the whole store, has what its budget allows."""
+
+    retry_after_s = 30.0
+
+
+class DiskLow(Retryable):
+    """A disk of the store or of the log has less free than is kept for merges and deletions."""
+
+    retry_after_s = 10.0
+
+
 class ShuttingDown(Retryable):
     """The process is about to end."""
 
@@ -139,6 +151,7 @@ TABLE: dict[type[Refusal], Codes] = {
     Retryable: Codes(grpc.StatusCode.UNAVAILABLE, 503),
     Overloaded: Codes(grpc.StatusCode.UNAVAILABLE, 429),
     TooManyTenants: Codes(grpc.StatusCode.UNAVAILABLE, 429),
+    BudgetSpent: Codes(grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
 }
 
 

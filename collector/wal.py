@@ -15,8 +15,8 @@ import os
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +95,10 @@ class Wal:
         self._sealed: deque[Segment] = deque()  # not yet given to the loader
         self._kept: dict[str, Segment] = {}  # sealed and not yet discarded
         self._sealed_bytes = 0
+        self._appended: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()
         self._loader_idle = False
+        self._seal_after_s = flush_interval_s
         self._closing = False
         self._committed_all = False  # the committer has ended
         self._last_unix_nano = 0
@@ -132,8 +135,19 @@ class Wal:
             self._check_room(size)
             self._queue.append(_Queued(frame, self._next_time(), size, durable))
             self._queued_bytes += size
+            self._appended[frame.tenant] += size
+            self._held[frame.tenant] += size
             self._work.notify()
         return durable
+
+    def appended(self, tenant: str) -> int:
+        """Bytes that a tenant sent since the start, those of frames that are still queued included."""
+        return self._appended[tenant]
+
+    def traffic(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """The same of all tenants, and how many bytes of each are not loaded yet: those of the start, too."""
+        with self._lock:
+            return dict(self._appended), dict(self._held)
 
     def bytes_held(self) -> int:
         """Bytes of frames queued, written and not yet loaded."""
@@ -159,14 +173,16 @@ class Wal:
 
     # --- loader ---
 
-    def next_sealed(self, timeout_s: float | None = None) -> Segment | None:
+    def next_sealed(self, timeout_s: float | None = None, seal_after_s: float = 0.0) -> Segment | None:
         """The oldest sealed segment not yet given out; None after `timeout_s` without one, or when drained.
 
-        While a caller waits here, the open segment is sealed as soon as it is older than the flush interval.
+        While a caller waits here, the open segment is sealed as soon as it is older than the flush interval, and than
+        `seal_after_s`.
         """
         with self._lock:
             if not self._sealed:
                 self._loader_idle = True
+                self._seal_after_s = max(self._flush_interval_s, seal_after_s)
                 self._work.notify()
                 self._sealed_or_drained.wait_for(lambda: self._sealed or self._committed_all, timeout_s)
                 self._loader_idle = False
@@ -176,6 +192,12 @@ class Wal:
         """The segment that `next_sealed` would give now."""
         with self._lock:
             return self._sealed[0] if self._sealed else None
+
+    @property
+    def hurries(self) -> bool:
+        """Whether segments should be loaded as soon as can be: the log is being closed, or is half full."""
+        with self._lock:
+            return self._closing or 2 * (self._bytes() + self._quarantine_bytes()) > self._wal_bytes_max
 
     def discard(self, segment: Segment) -> None:
         """Forget a segment whose spans are on disk elsewhere. Raises OSError; calling it again is harmless.
@@ -196,6 +218,7 @@ class Wal:
         with self._lock:
             if self._kept.pop(segment.id, None) is not None:
                 self._sealed_bytes -= segment.bytes
+                self._held.subtract(segment.tenant_bytes)
 
     def unloaded(self) -> frozenset[str]:
         """Ids of the segments that hold acknowledged requests and are not discarded."""
@@ -252,7 +275,7 @@ class Wal:
         if segment.broken or segment.bytes + (self._queue[0].bytes if self._queue else 1) > self._segment_bytes_max:
             due_s = now_s
         elif self._loader_idle and not self._sealed:
-            due_s = segment.started_s + self._flush_interval_s
+            due_s = segment.started_s + self._seal_after_s
         else:
             return None
         return max(0.0, due_s - now_s, self._seal_not_before_s - now_s)
@@ -300,6 +323,10 @@ class Wal:
         with self._lock:
             self._unwritable = refusal or "", time.monotonic()
             self._queued_bytes -= sum(queued.bytes for queued in group)
+            if refusal is not None:
+                for queued in group:
+                    self._appended[queued.frame.tenant] -= queued.bytes
+                    self._held[queued.frame.tenant] -= queued.bytes
         for queued in group:
             if refusal is None:
                 queued.durable.set_result(None)
@@ -348,6 +375,7 @@ class Wal:
         started_s = time.monotonic()
         for segment in recover_segments(self._directory):
             self._keep(segment)
+            self._held.update(segment.tenant_bytes)
             self._last_unix_nano = max(self._last_unix_nano, segment.newest_unix_nano)
             for (signal, tenant), items in segment.items.items():
                 self._ledger.recovered(tenant, items, signal)

@@ -275,6 +275,15 @@ class SummaryRoot(Answer):
     name: str = Field(examples=["invoke_agent support"])
 
 
+Weight = Annotated[
+    float,
+    Field(
+        description="How many such traces came, itself included: more than 1 if the others were left out by sampling.",
+        examples=[1.0],
+    ),
+]
+
+
 class TraceSummary(Answer):
     """One trace in a list."""
 
@@ -285,6 +294,7 @@ class TraceSummary(Answer):
     span_count: int
     error_count: int
     services: list[str]
+    weight: Weight
 
 
 class TraceList(Answer):

@@ -267,6 +267,7 @@ def _summary_json(trace: TraceSummary) -> dict[str, Any]:
         "span_count": trace.span_count,
         "error_count": trace.error_count,
         "services": trace.services,
+        "weight": trace.weight,
     }
 
 

@@ -28,6 +28,7 @@ from query.comparison import (
 from query.intervals import (
     Interval,
     Mean,
+    effective,
     factor,
     log_ratio,
     mean,
@@ -35,6 +36,7 @@ from query.intervals import (
     score_mean,
     share,
     share_difference,
+    share_of,
 )
 
 if TYPE_CHECKING:
@@ -57,14 +59,16 @@ class Measures:
     """What a sample comes to. `latencies` is None below two traces, a mean None of nothing."""
 
     traces: int
-    sampled: int
-    failed: int
-    unpriced: int
+    effective: float
+    """As many traces of one weight would tell as much; counts below are of these."""
+    failed: tuple[float, float]
+    """Of how many, for intervals.share."""
+    unpriced: float
     per_hour: float | None
     latencies: "Latencies | None"
     tokens: Mapping[str, Mean | None]
     cost_usd: Mean | None
-    paths: Mapping[tuple[str, ...], int]
+    paths: Mapping[tuple[str, ...], float]
     tool_calls: Mapping[str, Mean]
     scores: Mapping[str, Mean]
     labels: Mapping[str, Scored]
@@ -74,61 +78,93 @@ def measure(sample: Sample) -> Measures:
     """Measure one side: 0.1 s for 20,000 traces, twice that if hardly two of them call the same tools."""
     from query.latencies import latencies  # noqa: PLC0415 (numpy)
 
-    sampled = len(sample.durations_nano)
-    called = Counter(map(tuple, sample.tools))
+    count, weights = len(sample.durations_nano), sample.weights
+    whole = effective(weights) if weights else float(count)
+    scale = whole / math.fsum(weights) if weights else 1.0
+    called = _called(sample)
     tokens = {"input": sample.input_tokens, "output": sample.output_tokens, "total": sample.total_tokens}
     return Measures(
         traces=sample.traces,
-        sampled=sampled,
-        failed=sum(map(bool, sample.failed)),
-        unpriced=sum(map(bool, sample.unpriced)),
-        per_hour=_per_hour(sample.starts_unix_nano),
-        latencies=latencies(sample.durations_nano) if sampled > 1 else None,
-        tokens={name: mean(counts) for name, counts in tokens.items()},
-        cost_usd=mean(sample.costs_usd),
-        paths=_paths(called),
-        tool_calls=_tool_calls(called, len(sample.tools)),
-        scores={name: of for name, scored in sample.scores.items() if (of := score_mean(scored.numbers))},
+        effective=whole,
+        failed=share_of(sample.failed, weights),
+        unpriced=math.fsum(weights[i] if weights else 1 for i, calls in enumerate(sample.unpriced) if calls) * scale,
+        per_hour=_per_hour(sample.starts_unix_nano, weights),
+        latencies=latencies(sample.durations_nano, weights) if count > 1 else None,
+        tokens={name: mean(counts, weights) for name, counts in tokens.items()},
+        cost_usd=mean(sample.costs_usd, weights),
+        paths=_paths(called, scale),
+        tool_calls=_tool_calls(called, len(sample.tools), whole),
+        scores={
+            name: of for name, scored in sample.scores.items() if (of := score_mean(scored.numbers, scored.weights))
+        },
         labels={name: scored for name, scored in sample.scores.items() if scored.labelled},
     )
 
 
-def _per_hour(starts_unix_nano: Sequence[int]) -> float | None:
+@dataclass(slots=True)
+class _Called:
+    """Traces that called the same tools: their weights and squares of weights, summed."""
+
+    weight: float = 0.0
+    square: float = 0.0
+
+
+def _called(sample: Sample) -> dict[tuple[str, ...], _Called]:
+    called: dict[tuple[str, ...], _Called] = {}
+    for i, tools in enumerate(sample.tools):
+        weight = sample.weights[i] if sample.weights else 1.0
+        one = called.setdefault(tuple(tools), _Called())
+        one.weight += weight
+        one.square += weight * weight
+    return called
+
+
+def _per_hour(starts_unix_nano: Sequence[int], weights: Sequence[float]) -> float | None:
     """Traces an hour between the first and the last of them."""
     if len(starts_unix_nano) < 2:
         return None
     elapsed = max(starts_unix_nano) - min(starts_unix_nano)
-    return (len(starts_unix_nano) - 1) / elapsed * HOUR_NANO if elapsed else None
+    each = math.fsum(weights) / len(weights) if weights else 1.0
+    return (len(starts_unix_nano) - 1) * each / elapsed * HOUR_NANO if elapsed else None
 
 
-def _paths(called: Mapping[tuple[str, ...], int]) -> Counter[tuple[str, ...]]:
+def _paths(called: Mapping[tuple[str, ...], _Called], scale: float) -> dict[tuple[str, ...], float]:
     """How many traces called which tools in which order; repetitions in a row are folded."""
-    paths: Counter[tuple[str, ...]] = Counter()
+    paths: dict[tuple[str, ...], float] = {}
     for tools, traces in called.items():
-        paths[tuple(tool for tool, _ in groupby(tools))] += traces
+        path = tuple(tool for tool, _ in groupby(tools))
+        paths[path] = paths.get(path, 0.0) + traces.weight * scale
     return paths
 
 
-def _tool_calls(called: Mapping[tuple[str, ...], int], count: int) -> dict[str, Mean]:
-    """Calls a trace of each tool."""
-    sums: Counter[str] = Counter()
-    squares: Counter[str] = Counter()
+def _tool_calls(called: Mapping[tuple[str, ...], _Called], count: int, whole: float) -> dict[str, Mean]:
+    """Calls a trace of each tool, of `count` traces that tell as much as `whole` of one weight."""
+    weight = math.fsum(traces.weight for traces in called.values())
+    square = math.fsum(traces.square for traces in called.values())
+    by_tool: dict[str, list[tuple[int, _Called]]] = {}
     for tools, traces in called.items():
         for tool in set(tools):
-            calls = tools.count(tool)
-            sums[tool] += calls * traces
-            squares[tool] += calls * calls * traces
+            by_tool.setdefault(tool, []).append((tools.count(tool), traces))
     means = {}
-    for tool, total in sums.items():
-        average = total / count
-        variance = (squares[tool] - total * average) / (count - 1) if count > 1 else 0.0
-        means[tool] = Mean(count, average, math.sqrt(max(variance, 0.0) / count) if count > 1 else None)
+    for tool, calling in by_tool.items():
+        average = math.fsum(calls * traces.weight for calls, traces in calling) / weight
+        # Those that never call it are `average` away from it.
+        others = square - math.fsum(traces.square for _, traces in calling)
+        squares = math.fsum((calls - average) ** 2 * traces.square for calls, traces in calling)
+        variance = max(squares + average**2 * others, 0.0) / weight**2
+        error = math.sqrt(variance * count / (count - 1)) if count > 1 else None
+        means[tool] = Mean(_freedom(count, whole), average, error)
     return means
 
 
-def enough_beyond(quantile: float, sampled: int) -> bool:
+def _freedom(count: int, whole: float) -> int:
+    """As intervals.mean counts."""
+    return count if count < 2 else max(int(whole), 2)
+
+
+def enough_beyond(quantile: float, traces: float) -> bool:
     """Whether so many traces say anything about a quantile."""
-    return sampled * (1 - quantile) > BEYOND_MIN - 1e-6
+    return traces * (1 - quantile) > BEYOND_MIN - 1e-6
 
 
 # What is said of both
@@ -141,7 +177,7 @@ def compare(entity: str, baseline: Side, candidate: Side, b: Measures, c: Measur
         baseline=baseline,
         candidate=candidate,
         traces_per_hour=_traffic(b, c),
-        error_rate=shares(b.failed, b.sampled, c.failed, c.sampled),
+        error_rate=shares(*b.failed, *c.failed),
         latency_ms=LatencyFigures(quantile(b, c, 0.5), quantile(b, c, 0.95), quantile(b, c, 0.99), _shift(b, c)),
         tokens=TokenFigures(*(ratio(b.tokens[name], c.tokens[name]) for name in ("input", "output", "total"))),
         cost_usd=ratio(b.cost_usd, c.cost_usd),
@@ -159,6 +195,7 @@ def side(sample: Sample, id_: str, version: str) -> Side:
         version=version,
         traces=sample.traces,
         sampled=len(sample.durations_nano),
+        effective=round(effective(sample.weights), 1) if sample.weights else float(len(sample.durations_nano)),
         unpriced_traces=sum(map(bool, sample.unpriced)),
         first_start_unix_nano=str(min(starts)) if starts else None,
         last_start_unix_nano=str(max(starts)) if starts else None,
@@ -192,13 +229,13 @@ def quantile(b: Measures, c: Measures, q: float) -> Figure:
         if m.latencies is None:
             return None
         log = float(m.latencies.figures[at]) - math.log(1e6)
-        sure = enough_beyond(q, m.sampled)
+        sure = enough_beyond(q, m.effective)
         return factor(log, math.sqrt(m.latencies.covariances[at, at]) if sure else None)
 
     if b.latencies is None or c.latencies is None:
         return Figure(milliseconds(b), milliseconds(c))
     change = slowdown(b.latencies, c.latencies, q)
-    sure = enough_beyond(q, min(b.sampled, c.sampled))
+    sure = enough_beyond(q, min(b.effective, c.effective))
     return Figure(milliseconds(b), milliseconds(c), ratio=factor(change.change, change.error if sure else None))
 
 
@@ -226,7 +263,7 @@ def _interval(of: Mean | None) -> Interval | None:
     return of.interval() if of else None
 
 
-def shares(b: int, b_whole: int, c: int, c_whole: int) -> Figure:
+def shares(b: float, b_whole: float, c: float, c_whole: float) -> Figure:
     """Two shares and the difference between."""
     before, after = share(b, b_whole), share(c, c_whole)
     return Figure(before, after, difference=share_difference(before, after) if before and after else None)
@@ -234,7 +271,7 @@ def shares(b: int, b_whole: int, c: int, c_whole: int) -> Figure:
 
 def _traffic(b: Measures, c: Measures) -> Figure:
     """Arrivals that do not wait for each other: the logarithm of a rate from n gaps has the error 1/√n."""
-    errors = [1 / math.sqrt(m.sampled - 1) if m.sampled > 1 else None for m in (b, c)]
+    errors = [1 / math.sqrt(m.effective - 1) if m.effective > 1 else None for m in (b, c)]
     one, other = (
         factor(math.log(m.per_hour), error) if m.per_hour and error else None
         for m, error in zip((b, c), errors, strict=True)
@@ -248,18 +285,18 @@ def _tool_paths(b: Measures, c: Measures) -> list[ToolPath]:
     def surprise(path: tuple[str, ...]) -> float:
         """The difference of the shares in units of what chance makes of it."""
         before, after = b.paths.get(path, 0), c.paths.get(path, 0)
-        both = (before + after) / (b.sampled + c.sampled)
-        chance = math.sqrt(both * (1 - both) * (1 / b.sampled + 1 / c.sampled))
-        return abs(after / c.sampled - before / b.sampled) / chance if chance else 0.0
+        both = (before + after) / (b.effective + c.effective)
+        chance = math.sqrt(max(both * (1 - both), 0.0) * (1 / b.effective + 1 / c.effective))
+        return abs(after / c.effective - before / b.effective) / chance if chance else 0.0
 
-    if not b.sampled or not c.sampled:
+    if not b.effective or not c.effective:
         return []
     paths = sorted({**b.paths, **c.paths}, key=lambda path: (-surprise(path), path))
     return [
         ToolPath(
             list(path),
             "new" if path not in b.paths else "vanished" if path not in c.paths else "both",
-            shares(b.paths.get(path, 0), b.sampled, c.paths.get(path, 0), c.sampled),
+            shares(b.paths.get(path, 0), b.effective, c.paths.get(path, 0), c.effective),
         )
         for path in paths[:PATHS_MAX]
     ]
@@ -267,8 +304,8 @@ def _tool_paths(b: Measures, c: Measures) -> list[ToolPath]:
 
 def _calls_by_tool(b: Measures, c: Measures) -> list[ToolCalls]:
     def calls(m: Measures, tool: str) -> Mean | None:
-        never = Mean(m.sampled, 0.0, 0.0 if m.sampled > 1 else None)
-        return m.tool_calls.get(tool, never) if m.sampled else None
+        never = Mean(max(int(m.effective), 1), 0.0, 0.0 if m.effective >= 2 else None)
+        return m.tool_calls.get(tool, never) if m.effective else None
 
     tools = {**b.tool_calls, **c.tool_calls}
     found = [ToolCalls(tool, difference(calls(b, tool), calls(c, tool))) for tool in tools]
@@ -295,8 +332,9 @@ def _scores(b: Measures, c: Measures) -> list[ScoreFigures]:
 
 def _labels(b: Measures, c: Measures, name: str) -> list[LabelShare]:
     before, after = b.labels.get(name, Scored()), c.labels.get(name, Scored())
-    common = Counter(before.labels)
-    common.update(after.labels)
+    common: Counter[str] = Counter()
+    for labels in (before.labels, after.labels):
+        common.update(labels)
     return [
         LabelShare(
             label,

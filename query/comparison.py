@@ -28,19 +28,22 @@ class Wanted:
 class Scored:
     """The assessments of one name: numbers, one a trace, and how many traces have which label.
 
-    `labelled` counts the traces with any label; `labels` may leave out the rarest.
+    `labelled` counts the traces with any label; `labels` may leave out the rarest. Of sampled traces `weights` are
+    those of the numbers, and the counts are of as many traces as would tell as much.
     """
 
     numbers: Sequence[float] = ()
-    labels: Mapping[str, int] = field(default_factory=dict)
-    labelled: int = 0
+    labels: Mapping[str, float] = field(default_factory=dict)
+    labelled: float = 0
+    weights: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """The newest traces of one version or run, newest first: an entry a trace in each sequence.
 
-    `traces` is how many there are in all. `unpriced` counts a trace's model calls whose price nobody knows.
+    `traces` is how many there are in all. `unpriced` counts a trace's model calls whose price nobody knows. `weights`
+    are empty if nothing was left out by sampling.
     """
 
     traces: int
@@ -54,6 +57,7 @@ class Sample:
     costs_usd: Sequence[float] = ()
     unpriced: Sequence[int] = ()
     tools: Sequence[Sequence[str]] = ()
+    weights: Sequence[float] = ()
     scores: Mapping[str, Scored] = field(default_factory=dict)
 
 
@@ -85,8 +89,9 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two. Figures are of the newest `sampled` of its `traces`.
+    """One of the two. Figures are of the newest `sampled` of its `traces`, and as sure as those of `effective` ones.
 
+    `effective` is less than `sampled` where sampling at load left traces out, and `traces` is estimated then.
     `unpriced_traces`: sampled traces with model calls whose price nobody knows; their cost is too low by that.
     """
 
@@ -94,6 +99,7 @@ class Side:
     version: str
     traces: int
     sampled: int
+    effective: float
     unpriced_traces: int
     first_start_unix_nano: str | None
     last_start_unix_nano: str | None

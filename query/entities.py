@@ -100,7 +100,7 @@ class Entities:
         if not ids:
             return {}
         asked = {**sort.asked, "ids": list(ids), "limit": len(ids)}
-        rows = zip(*self._columns(sort.tenant, entity_sql.stats(sort.which), asked, 17), strict=True)
+        rows = zip(*self._columns(sort.tenant, entity_sql.stats(sort.which), asked, 19), strict=True)
         return {_text(row[0]): _stats(row) for row in rows}
 
     def _known(self, sort: Entity, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ class Entities:
     def page(self, of: Entity) -> dict[str, Any] | None:
         """One entity, or one version of it; None if nothing is known of it. Raises what the engine raises."""
         statement = entity_sql.stats(of.which)
-        rows = list(zip(*self._columns(of.tenant, statement, {**of.asked, "limit": 1}, 17), strict=True))
+        rows = list(zip(*self._columns(of.tenant, statement, {**of.asked, "limit": 1}, 19), strict=True))
         said = self._said(of, [of.id])
         if not rows and not any(of.version in (None, version) for _, version in said):
             return None
@@ -137,13 +137,13 @@ class Entities:
         if of.versioned and of.version is None:
             page["versions"] = self._versions(of, said)
         page["links"] = self._beside(of)
-        page["scores"] = self._scores(of)
+        page["scores"] = self._scores(of, sampled=page["sampled"])
         return page
 
     def _versions(self, of: Entity, said: _Said) -> list[dict[str, Any]]:
         """The versions with their figures, last seen first; then those without traces that somebody described."""
         statement = entity_sql.stats(Which(by_version=True))
-        rows = zip(*self._columns(of.tenant, statement, {**of.asked, "limit": VERSIONS_MAX}, 17), strict=True)
+        rows = zip(*self._columns(of.tenant, statement, {**of.asked, "limit": VERSIONS_MAX}, 19), strict=True)
         figures = {_text(row[1]): _stats(row) for row in rows}
         for version in sorted(version for _, version in said if version):
             figures.setdefault(version, _NOTHING)
@@ -160,17 +160,17 @@ class Entities:
             one: dict[str, Any] = {_name(entity): _text(id_)}
             if entity in VERSIONED:
                 one["version"] = _text(version) or None
-            found.setdefault(f"{entity}s", []).append(one | {"traces": count})
+            found.setdefault(f"{entity}s", []).append(one | {"traces": round(count)})
         return found
 
-    def _scores(self, of: Entity) -> dict[str, dict[str, Any]]:
-        columns = self._columns(of.tenant, entity_sql.scores(of.which), of.asked, 6)
+    def _scores(self, of: Entity, *, sampled: bool) -> dict[str, dict[str, Any]]:
+        columns = self._columns(of.tenant, entity_sql.scores(of.which, sampled=sampled), of.asked, 6)
         return {
             _text(name): {
-                "count": count,
+                "count": round(count),
                 "mean": total / numbers if numbers else None,
                 "p50": middle if numbers else None,
-                "labels": {_text(label): occurrences for label, occurrences in labels},
+                "labels": {_text(label): round(occurrences) for label, occurrences in labels},
             }
             for name, count, numbers, total, middle, labels in zip(*columns, strict=True)
         }
@@ -186,7 +186,7 @@ class Entities:
         after = _read(cursor, question) if cursor else (INT64_MAX, "g")  # past every id in hex
         statement = entity_sql.traces(Which(by_version=False, one_version=of.version is not None), status)
         asked = {**of.asked, "limit": limit + 1, "after_start": after[0], "after_trace": after[1]}
-        rows = list(zip(*self._columns(of.tenant, statement, asked, 17), strict=True))
+        rows = list(zip(*self._columns(of.tenant, statement, asked, 18), strict=True))
         page = self._with_roots(of, rows[:limit])
         more = len(rows) > limit
         return page, _write((rows[limit - 1][1], rows[limit - 1][0].hex()), question) if more else None
@@ -221,19 +221,22 @@ def _usage(tokens: Sequence[int], cost_usd: float) -> dict[str, Any]:
 
 def _stats(row: Sequence[Any]) -> dict[str, Any]:
     """Figures of a row of entity_sql.stats."""
-    _, _, traces, failed, spans, errors, *spent, unpriced, quantiles, first, last, models = row
+    _, _, stored, heaviest, traces, failed, spans, errors, *spent, unpriced, quantiles, first, last, models = row
     names, calls = models
     return {
-        "traces": traces,
-        "errors": failed,
+        "traces": round(traces),
+        "stored_traces": stored,
+        "sampled": heaviest > 1,
+        "errors": round(failed),
         "error_rate": failed / traces,
-        "spans": spans,
-        "error_spans": errors,
-        "usage": _usage(spent[:5], spent[5]),
-        "unpriced_traces": unpriced,
+        "spans": round(spans),
+        "error_spans": round(errors),
+        "usage": _usage([round(tokens) for tokens in spent[:5]], spent[5]),
+        "unpriced_traces": round(unpriced),
         "duration_nano": {f"p{percent}": str(value) for percent, value in zip(PERCENTILES, quantiles, strict=True)},
         "models_used": {
-            _text(name): count for name, count in sorted(zip(names, calls, strict=True), key=lambda m: (-m[1], m[0]))
+            _text(name): round(count)
+            for name, count in sorted(zip(names, calls, strict=True), key=lambda m: (-m[1], m[0]))
         },
         "first_seen_unix_nano": str(first),
         "last_seen_unix_nano": str(last),
@@ -242,6 +245,8 @@ def _stats(row: Sequence[Any]) -> dict[str, Any]:
 
 _NOTHING: dict[str, Any] = {
     "traces": 0,
+    "stored_traces": 0,
+    "sampled": False,
     "errors": 0,
     "error_rate": None,
     "spans": 0,
@@ -256,7 +261,7 @@ _NOTHING: dict[str, Any] = {
 
 
 def _trace(row: Sequence[Any], root: tuple[str, str, bool], *, versioned: bool) -> dict[str, Any]:
-    trace_id, start, duration, spans, errors, failed, *spent, unpriced, models, tools, provenance, version = row
+    trace_id, start, duration, spans, errors, failed, *spent, unpriced, models, tools, provenance, version, weight = row
     service, name, truncated = root
     one = {
         "trace_id": trace_id.hex(),
@@ -272,6 +277,7 @@ def _trace(row: Sequence[Any], root: tuple[str, str, bool], *, versioned: bool) 
         "models_used": [_text(model) for model in models],
         "tools": [_text(tool) for tool in tools],
         "provenance": _text(provenance),
+        "weight": weight,
     }
     return one | ({"version": _text(version) or None} if versioned else {})
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from query.answers import Answer, Nano, SummaryRoot, TraceId, Usage
+from query.answers import Answer, Nano, SummaryRoot, TraceId, Usage, Weight
 
 Provenance = Literal["api", "span", "trace", "resource", "header", "baggage", "deployment", "registry"]
 
@@ -19,9 +19,14 @@ class Durations(Answer):
 
 
 class Figures(Answer):
-    """What its traces come to. Of an agent: what the spans come to that it owns."""
+    """What its traces come to. Of an agent: what the spans come to that it owns.
+
+    Where sampling left traces out (`sampled`), all of it is estimated by the weights of those that are stored.
+    """
 
     traces: int
+    stored_traces: int = Field(description="Those of them that are stored.")
+    sampled: bool = Field(description="Sampling left others out: the figures are estimates of all.")
     errors: int = Field(
         description="Traces that failed: their root has the status `error` or, without a root, any span."
     )
@@ -140,6 +145,7 @@ class LinkedTrace(Answer):
     models_used: list[str]
     tools: list[str] = Field(description="In the order in which they were called, a hundred at most.")
     provenance: Provenance = Field(description="Who says that it belongs to it.")
+    weight: Weight
     version: str | None = Field(None, description="Of a model, a prompt or an agent; null where nobody said it.")
 
 

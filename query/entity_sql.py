@@ -1,7 +1,7 @@
 """The SQL behind the pages of runs, model versions, agents and whatever else traces belong to.
 
 All of it reads rows of `links`, one a trace, and no span. Put together here from a few pieces; every value is a bound
-parameter.
+parameter. Where sampling left traces out, a row counts as often as it weighs.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,10 @@ NAMES_MAX = 200
 BESIDE_MAX = 20
 """Entities of one sort that are named on another one's page."""
 PERCENTILES = (50, 90, 95, 99)
+WEIGHT_STEPS = 1000
+"""Weights of quantiles are whole numbers: this is a weight of 1."""
+ABOVE = 1e-9
+"""Of two durations with as many below as above, the quantile is the longer one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +57,49 @@ LIMIT {limit:UInt64}"""
 def stats(which: Which) -> str:
     """Figures by id and, if asked for, version: first the two, then those that entities.py names."""
     version = "toString(Version)" if which.by_version else "''"
-    count = "count()" if which.by_version or not which.shares else "uniqExact(TraceId)"
-    failed = "countIf(Failed)" if which.by_version or not which.shares else "uniqExactIf(TraceId, Failed)"
-    levels = ", ".join(f"{percent / 100}" for percent in PERCENTILES)
+    once = which.by_version or not which.shares
+    stored = "count()" if once else "uniqExact(TraceId)"
+    count = "sum(W)" if once else _distinct()
+    failed = "sumIf(W, Failed)" if once else _distinct("Failed")
+    levels = ", ".join(f"{percent / 100 + ABOVE}" for percent in PERCENTILES)
     return f"""SELECT
-    Id, {version} AS Of, {count}, {failed}, sum(links.Spans), sum(links.Errors),
-    sum(links.InputTokens), sum(links.OutputTokens), sum(links.TotalTokens), sum(links.CachedInputTokens),
-    sum(links.ReasoningTokens), sum(links.CostUsd), countIf(links.Unpriced > 0),
-    quantilesExact({levels})(DurationNano), toUnixTimestamp64Nano(min(Start)), toUnixTimestamp64Nano(max(Start)),
-    sumMap(CAST(links.Models, 'Array(String)'), links.ModelCalls)
+    Id, {version} AS Of, {stored}, max(W), {count}, {failed}, sum(links.Spans * W), sum(links.Errors * W),
+    sum(links.InputTokens * W), sum(links.OutputTokens * W), sum(links.TotalTokens * W),
+    sum(links.CachedInputTokens * W), sum(links.ReasoningTokens * W), sum(links.CostUsd * W),
+    sumIf(W, links.Unpriced > 0), quantilesExactWeighted({levels})(DurationNano, toUInt64(round(W * {WEIGHT_STEPS}))),
+    toUnixTimestamp64Nano(min(Start)), toUnixTimestamp64Nano(max(Start)),
+    sumMap(CAST(links.Models, 'Array(String)'), arrayMap(calls -> calls * W, links.ModelCalls))
 FROM
 (
+    SELECT *, toFloat64(Weight) AS W FROM
+    (
     {which.rows}
+    )
 ) AS links
 GROUP BY Id, Of
 ORDER BY max(Start) DESC, Of DESC
 LIMIT {{limit:UInt64}}"""
 
 
+def _distinct(condition: str = "") -> str:
+    """How many traces there are, each once in however many rows: those of each weight are counted apart."""
+    counted = (
+        f"uniqExactMapIf(map(toString(W), TraceId), {condition})"
+        if condition
+        else "uniqExactMap(map(toString(W), TraceId))"
+    )
+    return f"arraySum((weight, traces) -> toFloat64(weight) * traces, mapKeys({counted}), mapValues({counted}))"
+
+
 def beside(which: Which) -> str:
     """What else the traces belong to: entity, id, version, traces; the most frequent of each sort."""
-    return f"""SELECT toString(one.Entity), one.Id, one.Version, uniqExact(TraceId) AS Traces
+    return f"""SELECT toString(one.Entity), one.Id, one.Version, {_distinct()} AS Traces
 FROM
 (
+    SELECT *, toFloat64(Weight) AS W FROM
+    (
     {which.rows}
+    )
 )
 ARRAY JOIN Beside AS one
 GROUP BY one.Entity, one.Id, one.Version
@@ -84,17 +107,34 @@ ORDER BY Traces DESC, one.Id, one.Version
 LIMIT {BESIDE_MAX} BY one.Entity"""
 
 
-def scores(which: Which) -> str:
-    """Assessments of the traces by name, expectations aside: count, those in numbers, their sum and median, labels."""
+def scores(which: Which, *, sampled: bool) -> str:
+    """Assessments of the traces by name, expectations aside: count, those in numbers, their sum and median, labels.
+
+    `sampled`: they count as often as their traces weigh.
+    """
+    weight, joined = "1", ""
+    if sampled:
+        weight = "toFloat64(of.Weight)"
+        joined = f"""
+    GLOBAL INNER JOIN
+    (
+        SELECT TraceId, max(Weight) AS Weight FROM
+        (
+            {which.rows}
+        )
+        GROUP BY TraceId
+    ) AS of USING TraceId"""
+    steps = f"toUInt64(round({weight} * {WEIGHT_STEPS}))"
     return f"""SELECT
-    Name, sum(Rows), sum(Numbers), sum(Total), quantileExactMerge(0.5)(Middle),
+    Name, sum(Rows), sum(Numbers), sum(Total), quantileExactWeightedMerge({0.5 + ABOVE})(Middle),
     arraySlice(arraySort(x -> (-x.2, x.1), groupArrayIf((Text, Rows), Text != '')), 1, {LABELS_MAX})
 FROM
 (
     SELECT
-        toString(Name) AS Name, Text, count() AS Rows, countIf(NOT isNaN(Number)) AS Numbers,
-        sumIf(Number, NOT isNaN(Number)) AS Total, quantileExactStateIf(0.5)(Number, NOT isNaN(Number)) AS Middle
-    FROM spanhouse.assessments FINAL
+        toString(Name) AS Name, Text, sum({weight}) AS Rows, sumIf({weight}, NOT isNaN(Number)) AS Numbers,
+        sumIf(Number * {weight}, NOT isNaN(Number)) AS Total,
+        quantileExactWeightedStateIf({0.5 + ABOVE})(Number, {steps}, NOT isNaN(Number)) AS Middle
+    FROM spanhouse.assessments FINAL{joined}
     WHERE Deleted = 0 AND Kind != 'expectation' AND TraceId GLOBAL IN
     (
         SELECT TraceId FROM
@@ -115,7 +155,7 @@ def traces(which: Which, status: str | None) -> str:
     return f"""SELECT
     TraceId, toUnixTimestamp64Nano(Start), DurationNano, Spans, Errors, Failed, InputTokens, OutputTokens, TotalTokens,
     CachedInputTokens, ReasoningTokens, CostUsd, Unpriced, arrayMap(m -> toString(m), Models),
-    arrayMap(t -> toString(t), Tools), toString(Provenance), Version
+    arrayMap(t -> toString(t), Tools), toString(Provenance), Version, Weight
 FROM
 (
     {which.rows}

@@ -85,9 +85,9 @@ class Verdict:
 def judge(baseline: Side, candidate: Side, b: Measures, c: Measures, limits: Limits) -> Verdict:
     """Hold the candidate against the limits."""
     few = [
-        f"{role} {_named(side)} has {_counted(side.sampled, 'trace')}"
+        f"{role} {_named(side)} {_evidence(side)}"
         for role, side in (("baseline", baseline), ("candidate", candidate))
-        if side.sampled < limits.min_traces
+        if side.effective < limits.min_traces
     ]
     if few:
         reason = f"{' and '.join(few)}, and {limits.min_traces} are needed on each side (min_traces)"
@@ -129,10 +129,12 @@ def _latency(b: Measures, c: Measures, q: float, limit: float, alarms: float) ->
 
     figure, label = quantile(b, c, q), f"p{q * 100:.0f}"
     name = f"max_{label}_regression"
-    sampled = min(b.sampled, c.sampled)
-    if b.latencies is None or c.latencies is None or not enough_beyond(q, sampled):
+    traces = min(b.effective, c.effective)
+    if b.latencies is None or c.latencies is None or not enough_beyond(q, traces):
         needed = math.ceil(BEYOND_MIN / (1 - q) - 1e-6)
-        reason = f"cannot tell the {label} latency from {_counted(sampled, 'trace')}: it takes {needed} on each side"
+        reason = (
+            f"cannot tell the {label} latency from {_counted(int(traces), 'trace')}: it takes {needed} on each side"
+        )
         return Check(name, limit, "cannot_tell", reason, figure)
     change = slowdown(b.latencies, c.latencies, q)
     allowed = math.log1p(limit)
@@ -160,8 +162,9 @@ def _latency(b: Measures, c: Measures, q: float, limit: float, alarms: float) ->
 def _cost(b: Measures, c: Measures, limit: float, alarms: float) -> Check:
     figure = ratio(b.cost_usd, c.cost_usd)
     for role, m in (("baseline", b), ("candidate", c)):
-        if m.unpriced > UNPRICED_MAX * m.sampled:
-            reason = f"cannot tell the cost: {_counted(m.unpriced, 'trace')} of the {role} used models of unknown price"
+        if m.unpriced > UNPRICED_MAX * m.effective:
+            unpriced = _counted(round(m.unpriced), "trace")
+            reason = f"cannot tell the cost: {unpriced} of the {role} used models of unknown price"
             return Check("max_cost_regression", limit, "cannot_tell", reason, figure)
     return _mean(("max_cost_regression", "cost a trace", _dollars), b.cost_usd, c.cost_usd, limit, alarms)
 
@@ -190,8 +193,8 @@ def _mean(
 
 
 def _error_rate(b: Measures, c: Measures, limit: float) -> Check:
-    figure = shares(b.failed, b.sampled, c.failed, c.sampled)
-    sure = share(c.failed, c.sampled, normal(1 - ALARMS_MAX))
+    figure = shares(*b.failed, *c.failed)
+    sure = share(*c.failed, normal(1 - ALARMS_MAX))
     if figure.candidate is None or sure is None or sure.low is None:
         return Check("max_error_rate", limit, "cannot_tell", "cannot tell the error rate: there are no traces", figure)
     verdict: Outcome = "fail" if sure.low > limit else "pass"
@@ -310,6 +313,12 @@ def _duration(milliseconds: float) -> str:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _evidence(side: Side) -> str:
+    if side.effective == side.sampled:
+        return f"has {_counted(side.sampled, 'trace')}"
+    return f"has {_counted(side.sampled, 'trace')} of a sample, which tell as much as {int(side.effective):,}"
 
 
 def _named(side: Side) -> str:

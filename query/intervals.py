@@ -54,11 +54,34 @@ def student(freedom: float, level: float = (1 + LEVEL) / 2) -> float:
     return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
-def mean(values: Sequence[float]) -> Mean | None:
-    """Mean and standard error; None of nothing."""
+def effective(weights: Sequence[float]) -> float:
+    """How many observations of one weight tell as much as these do (Kish, Survey Sampling, 1965, 11.7)."""
+    return math.fsum(weights) ** 2 / math.fsum([weight * weight for weight in weights])
+
+
+def share_of(held: Sequence[object], weights: Sequence[float]) -> tuple[float, float]:
+    """Part and whole for `share`: of how many do these hold? Weights count by what they make the share uncertain."""
+    if not weights:
+        return sum(map(bool, held)), len(held)
+    total = math.fsum(weights)
+    rate = math.fsum([weight for one, weight in zip(held, weights, strict=True) if one]) / total
+    squares = [(weight * (bool(one) - rate)) ** 2 for one, weight in zip(held, weights, strict=True)]
+    variance = math.fsum(squares) / total**2
+    whole = min(rate * (1 - rate) / variance, total) if variance and 0 < rate < 1 else effective(weights)
+    return rate * whole, whole
+
+
+def mean(values: Sequence[float], weights: Sequence[float] = ()) -> Mean | None:
+    """Mean and standard error; None of nothing. A value counts as often as it weighs, and is one observation."""
     count = len(values)
     if count == 0:
         return None
+    if weights and count > 1:
+        total = math.fsum(weights)
+        average = math.fsum([value * weight for value, weight in zip(values, weights, strict=True)]) / total
+        squares = [(weight * (value - average)) ** 2 for value, weight in zip(values, weights, strict=True)]
+        error = math.sqrt(math.fsum(squares) / total**2 * count / (count - 1))
+        return Mean(max(int(effective(weights)), 2), average, error)
     average = math.fsum(values) / count
     if count == 1:
         return Mean(1, average, None)
@@ -66,9 +89,9 @@ def mean(values: Sequence[float]) -> Mean | None:
     return Mean(count, average, math.sqrt(variance / count))
 
 
-def score_mean(values: Sequence[float]) -> Mean | None:
+def score_mean(values: Sequence[float], weights: Sequence[float] = ()) -> Mean | None:
     """The same of scores: ten truths of ten (all 1) do not make a certainty, so the error is Agresti and Coull's."""
-    of = mean(values)
+    of = mean(values, weights)
     if of is None or of.error is None or any(value not in (0.0, 1.0) for value in values):
         return of
     rate = (of.value * of.count + 2) / (of.count + 4)
@@ -104,7 +127,7 @@ def factor(log: float, error: float | None) -> Interval:
     return Interval(math.exp(log), math.exp(log - reach), math.exp(log + reach))
 
 
-def share(part: int, whole: int, z: float = normal((1 + LEVEL) / 2)) -> Interval | None:
+def share(part: float, whole: float, z: float = normal((1 + LEVEL) / 2)) -> Interval | None:
     """`part` of `whole`, with Wilson's interval: it is right near 0 and 1 too. None of nothing."""
     if whole == 0:
         return None
@@ -113,7 +136,7 @@ def share(part: int, whole: int, z: float = normal((1 + LEVEL) / 2)) -> Interval
     centre = (rate + z * z / (2 * whole)) / scale
     reach = z * math.sqrt(rate * (1 - rate) / whole + z * z / (4 * whole * whole)) / scale
     low = 0.0 if part == 0 else max(centre - reach, 0.0)
-    high = 1.0 if part == whole else min(centre + reach, 1.0)
+    high = 1.0 if part >= whole else min(centre + reach, 1.0)
     return Interval(rate, low, high)
 
 

@@ -3,7 +3,7 @@
 Everything is done with logarithms, so that a change is a factor. Each figure is a weighted mean of the sorted durations
 (an L-statistic): quantiles by Harrell and Davis, which look at the quantile's neighbours too, and two trimmed means.
 Their standard errors, and how they go together, come from the influence of each duration on each figure: no resampling,
-nothing random. Sampled traces would bring weights: a duration's place is then its share of the weights, in `_places`.
+nothing random. Where sampling left traces out, a duration's place is its share of the weights (`_places`).
 
 numpy makes 20,000 durations a matter of milliseconds. It is imported here and nowhere else, and this file only when
 something is compared: it costs 25 MB.
@@ -50,12 +50,19 @@ class Slowdown:
     """By how much the quantile changed less than all did, in standard errors of that; negative if it changed more."""
 
 
-def latencies(durations_nano: Sequence[int]) -> Latencies:
-    """Figures of two durations at least."""
-    logs = np.sort(np.log(np.maximum(np.asarray(durations_nano, dtype=np.float64), DURATION_MIN_NANO)))
-    weights = _weights(len(logs))
-    influences = _influences(logs, weights)
-    return Latencies(weights @ logs, influences @ influences.T / (len(logs) * (len(logs) - 1)))
+def latencies(durations_nano: Sequence[int], counting: Sequence[float] = ()) -> Latencies:
+    """Figures of two durations at least; of sampled traces `counting` says as how many each counts."""
+    logs = np.log(np.maximum(np.asarray(durations_nano, dtype=np.float64), DURATION_MIN_NANO))
+    order = np.argsort(logs, kind="stable")
+    logs, count = logs[order], len(logs)
+    if not counting:
+        places, weights = np.full(count, 1 / count), _even_weights(count)
+    else:
+        counts = np.asarray(counting, dtype=np.float64)[order]
+        places = counts / counts.sum()
+        weights = _weights(_edges(places), 1 / float(places @ places))
+    influences = _influences(logs, weights, places)
+    return Latencies(weights @ logs, (influences * places**2) @ influences.T * count / (count - 1))
 
 
 def slowdown(baseline: Latencies, candidate: Latencies, quantile: float) -> Slowdown:
@@ -83,41 +90,49 @@ def _shift_weights(covariances: Array) -> Array:
 
 
 @lru_cache(maxsize=4)
-def _weights(count: int) -> Array:
-    """What each of `count` sorted durations weighs in each figure; shape (5, count), rows sum to 1."""
-    rows = [_harrell_davis(count, quantile) for quantile in QUANTILES]
-    edges = _places(count)
+def _even_weights(count: int) -> Array:
+    return _weights(np.arange(count + 1) / count, float(count))
+
+
+def _weights(edges: Array, whole: float) -> Array:
+    """What each sorted duration weighs in each figure; a row a figure, which sums to 1.
+
+    Each lies between two of the `edges`; they tell as much as `whole` durations that count alike.
+    """
+    rows = [_harrell_davis(edges, whole, quantile) for quantile in QUANTILES]
     for low, high in (MIDDLE, SLOWER):
         rows.append(np.diff(np.clip(edges, low, high)) / (high - low))
     return np.stack(rows)
 
 
-def _places(count: int) -> Array:
-    """Where each sorted duration begins and ends between 0 and 1; shape (count + 1,)."""
-    return np.arange(count + 1) / count
+def _edges(places: Array) -> Array:
+    """Where each sorted duration begins and ends between 0 and 1; one more than there are durations."""
+    edges: Array = np.concatenate([[0.0], np.cumsum(places)])
+    edges /= edges[-1]
+    return edges
 
 
-def _harrell_davis(count: int, quantile: float) -> Array:
+def _harrell_davis(edges: Array, whole: float, quantile: float) -> Array:
     """A beta distribution around the quantile: Harrell and Davis, Biometrika 69 (1982). Integrated by midpoints."""
-    steps = 8
-    a, b = (count + 1) * quantile, (count + 1) * (1 - quantile)
-    places = (np.arange(count * steps) + 0.5) / (count * steps)
-    logs = (a - 1) * np.log(places) + (b - 1) * np.log1p(-places)
-    weights: Array = np.exp(logs - logs.max()).reshape(count, steps).sum(axis=1)
-    weights /= weights.sum()
+    cells = 8 * (len(edges) - 1)
+    a, b = (whole + 1) * quantile, (whole + 1) * (1 - quantile)
+    middles = (np.arange(cells) + 0.5) / cells
+    logs = (a - 1) * np.log(middles) + (b - 1) * np.log1p(-middles)
+    below = np.concatenate([[0.0], np.cumsum(np.exp(logs - logs.max()))])
+    weights: Array = np.diff(np.interp(edges, np.arange(cells + 1) / cells, below / below[-1]))
     return weights
 
 
-def _influences(logs: Array, weights: Array) -> Array:
+def _influences(logs: Array, weights: Array, places: Array) -> Array:
     """How much each sorted duration moves each figure, less the mean; shape of `weights`.
 
     Huber and Ronchetti, Robust Statistics (2009), 3.3: a duration bears on every gap between neighbours above it.
     """
-    count = len(logs)
-    between = count * (weights[:, :-1] + weights[:, 1:]) / 2 * np.diff(logs)
+    density = weights / places
+    between = (density[:, :-1] + density[:, 1:]) / 2 * np.diff(logs)
     influences = np.zeros_like(weights)
     influences[:, 1:] = np.cumsum(between, axis=1)
-    influences -= influences.mean(axis=1, keepdims=True)
+    influences -= (influences @ places)[:, None]
     return influences
 
 

@@ -40,6 +40,7 @@ _LIST = """SELECT
     groupUniqArrayArray(Services),
     max(Root.Name),
     argMax(Root.Service, (Root.Name, Root.Service)),
+    max(traces.Weight),
     toUnixTimestamp(max(traces.Received))
 FROM spanhouse.traces
 WHERE TraceId IN

@@ -48,6 +48,8 @@ class TraceSummary:
     span_count: int
     error_count: int
     services: list[str]
+    weight: float = 1.0
+    """How many such traces came, itself included; more than 1 if the others were left out by sampling."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Reads the traces of two versions for their comparison, from the rows of `links`. Runs on the threads of the API."""
 
+import math
 from typing import Any
 
 from query.comparison import Sample, Scored, Wanted
@@ -30,9 +31,10 @@ class Samples:
         columns = self._engine.read(tenant, sql("sample"), asked)
         if not columns or not columns[0]:
             return Sample(0)
-        ids, starts, durations, failed, of_input, of_output, of_total, costs, unpriced, tools = columns
-        count = len(ids)
-        if count == limit:
+        ids, starts, durations, failed, of_input, of_output, of_total, costs, unpriced, tools, weights = columns
+        sampled = any(weight > 1 for weight in weights)
+        count = round(math.fsum(weights))
+        if len(ids) == limit:
             count = max(int(self._engine.read(tenant, sql("sample_count"), asked)[0][0]), count)
         names: dict[bytes, str] = {}
         return Sample(
@@ -47,7 +49,8 @@ class Samples:
             costs_usd=costs,
             unpriced=unpriced,
             tools=[tuple(_name(tool, names) for tool in called) for called in tools],
-            scores=self._scores(tenant, asked),
+            weights=weights if sampled else (),
+            scores=self._weighted_scores(tenant, asked) if sampled else self._scores(tenant, asked),
         )
 
     def _scores(self, tenant: str, asked: dict[str, Any]) -> dict[str, Scored]:
@@ -59,6 +62,17 @@ class Samples:
             )
             for name, numbers, labelled, labels in zip(*columns, strict=True)
         }
+
+    def _weighted_scores(self, tenant: str, asked: dict[str, Any]) -> dict[str, Scored]:
+        more = {"names": NAMES_MAX, "labels": LABELS_MAX}
+        columns = self._engine.read(tenant, sql("sample_scores_weighted"), asked | more)
+        found = {}
+        for name, numbers, labelled, labels, weights, squares in zip(*columns, strict=True):
+            # As many labels of one weight as tell as much.
+            scale = labelled / squares if squares else 0.0
+            counts = {label.decode(errors="replace"): count * scale for label, count in labels}
+            found[name.decode(errors="replace")] = Scored(numbers, counts, labelled * scale, weights)
+        return found
 
 
 def _name(tool: bytes, names: dict[bytes, str]) -> str:

@@ -183,7 +183,7 @@ def _digest(filters: TraceFilter) -> str:
 
 
 def _summary(row: tuple[Any, ...]) -> TraceSummary:
-    trace_id, start, end, spans, errors, _, services, name, service, _ = row
+    trace_id, start, end, spans, errors, _, services, name, service, weight, _ = row
     rooted = bool(name or service)
     return TraceSummary(
         trace_id=trace_id.hex(),
@@ -194,4 +194,5 @@ def _summary(row: tuple[Any, ...]) -> TraceSummary:
         span_count=spans,
         error_count=errors,
         services=sorted(s.decode(errors="replace") for s in services),
+        weight=weight,
     )

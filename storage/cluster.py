@@ -14,9 +14,10 @@ DISTRIBUTED = "spanhouse"
 LOCAL = "spanhouse_local"
 SHARDED = frozenset(
     ("ingest", "spans", "content", "traces", "origins", "facts", "links", "seen", "explicit_links", "assessments",
-     "records", "mlflow_traces", "volumes")
+     "records", "mlflow_traces", "volumes", "spans_by_class", "content_by_class", "verdicts", "inherited", "surveys",
+     "decisions", "places")
 )  # fmt: skip
-_NOT_BY_TRACE = {"origins": "", "seen": "", "volumes": ", rand()"}
+_NOT_BY_TRACE = {"origins": "", "seen": "", "places": "", "volumes": ", rand()"}
 """These are filled by views, each on its shard, and read on all of them: a sharding key would promise where a row lies.
 What is added to `volumes` otherwise may lie on any."""
 
@@ -39,7 +40,7 @@ _TABLE = re.compile(r"\bspanhouse\.(\w+)")
 _ENGINE = re.compile(r"^ENGINE = (\w*)MergeTree(?:\(([^)\n]*)\))?$", re.MULTILINE)
 _CREATE_TABLE = re.compile(r"(CREATE TABLE IF NOT EXISTS|^CREATE TABLE|DROP TABLE IF EXISTS) (\S+)")
 _CREATE_VIEW = re.compile(r"CREATE MATERIALIZED VIEW IF NOT EXISTS (\S+)")
-_ALTER = re.compile(r"ALTER TABLE (\S+)|^SYSTEM START CLEANUP")
+_ALTER = re.compile(r"(?:ALTER TABLE|DELETE FROM) (\S+)|^SYSTEM START CLEANUP")
 _DATABASE = "CREATE DATABASE IF NOT EXISTS spanhouse"
 
 
@@ -54,10 +55,14 @@ def on_cluster(statement: str, cluster: str) -> Iterator[str]:
     if names is None:
         raise ValueError(f"cannot bring this to a cluster: {statement}")
     table = names[1]
+    local = _TABLE.sub(rf"{LOCAL}.\1", statement)
+    if statement.startswith("EXCHANGE TABLES"):
+        yield f"{local} {where}"
+        return
+    if table in SHARDED and statement.startswith("DROP TABLE"):
+        yield _CREATE_TABLE.sub(rf"\g<0> {where}", statement)
     sharded = table in SHARDED or statement.startswith("CREATE MATERIALIZED VIEW") or "MODIFY QUERY" in statement
-    if sharded:
-        statement = _TABLE.sub(rf"{LOCAL}.\1", statement)
-    statement = _replicated(statement, table, sharded)
+    statement = _replicated(local if sharded else statement, table, sharded)
     for pattern in (_CREATE_TABLE, _CREATE_VIEW, _ALTER):
         statement = pattern.sub(rf"\g<0> {where}", statement, count=1)
     yield statement

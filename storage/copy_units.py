@@ -98,8 +98,17 @@ def _replacing(
 
 
 TABLES = (
-    Table("spans", (TENANT, Cut("toStartOfMinute(Timestamp)", "time"), TRACE), day=True, alters=("Canonical",)),
-    Table("content", (TENANT, Cut("Hour", "time"), TRACE), day=True),
+    # Before what they keep: the target would let go of it by its own policies.
+    _replacing("retention", (Cut("Version", "number"),), "Version"),
+    _replacing("sampling", (Cut("Version", "number"),), "Version"),
+    _replacing("pins", (TENANT, Cut("Entity"), Cut("Id")), "Tenant Entity Id Version"),
+    Table(
+        "spans",
+        (TENANT, Cut("toStartOfMinute(Timestamp)", "time"), TRACE),
+        day=True,
+        alters=("Canonical", "Class", "Weight"),
+    ),
+    Table("content", (TENANT, Cut("Hour", "time"), Cut("SessionKey", "number"), TRACE), day=True, alters=("Class",)),
     Table("records", (TENANT, TRACE), day=True, alters=(LOADED,)),
     replace(_replacing("origins", (TENANT, Cut("OriginId", "number")), "Tenant OriginId", "Received"), everywhere=True),
     _replacing("explicit_links", (TENANT, TRACE), "Tenant TraceId Entity Slot"),

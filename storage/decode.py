@@ -10,12 +10,15 @@ What was measured is in docs/decisions/0002-schema.md; what each column means, i
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from storage.canonical import CanonicalSql
+from storage.decided import weights
 from storage.literals import literal
+from storage.redaction_sql import RedactionSql
+from storage.shortening import Shortening
 from storage.vocabulary import CONVENTIONS
 
 WAL_PROTO = Path(__file__).parent.parent / "proto" / "wal.proto"
@@ -99,6 +102,9 @@ _OF_SPAN = {
     "flags": "flags",
 }
 _OF_FRAME = "tenant, received, context_keys, context_values"
+_ON_FIRST = ("first1", "resource_map1", "scope_map1", "rest1")
+_DECIDED = "file({decided}, 'RowBinary', 'tenant String, trace_id FixedString(16), weight Float32, spans UInt32')"
+"""What storage/decided.py wrote: tenants with traces, and their weights."""
 _ORIGIN_REST = ("resource_dropped", "resource_url", "scope_name", "scope_version", "scope_dropped", "scope_url")
 
 
@@ -181,37 +187,49 @@ def _frames(path: str) -> str:
     return f"SELECT\n    {aliases(columns)}\nFROM file({path}, 'Protobuf', {literal(FRAME)})"
 
 
-def _resources(path: str) -> str:
+def _resources(path: str, redaction: RedactionSql | None) -> str:
     """One row a ResourceSpans."""
+    resource_map = tagged("resource")
+    if redaction is not None:
+        resource_map = redaction.map(resource_map, "substring({}['service.name'], 2)")
     rest = ", ".join(
         [*(n for n in _OF_RESOURCE if n != "resource"), *(f"{n}1" for n in _OF_SCOPE), *(f"{n}2" for n in _OF_SPAN)]
     )
     return (
-        f"SELECT {_OF_FRAME}, {tagged('resource')} AS resource_map, {rest}\nFROM\n(\n{_frames(path)}\n)\n"
+        f"SELECT {_OF_FRAME}, {resource_map} AS resource_map, {rest}\nFROM\n(\n{_frames(path)}\n)\n"
         f"ARRAY JOIN {unfold(_OF_RESOURCE, 1)},\n    {unfold(_OF_SCOPE, 2)},\n    {unfold(_OF_SPAN, 3)}"
     )
 
 
-def _scopes(path: str) -> str:
-    """One row a ScopeSpans. The arrays of `first` and the following hold something for its first span alone."""
+def _scopes(path: str, resource_bits: str, redaction: RedactionSql | None, *, sampled: bool) -> str:
+    """One row a ScopeSpans. The arrays of `first` and the following hold something for its first span alone.
+
+    If the segment is sampled, that is the first one that is kept.
+    """
     columns = {
         "service": "substring(resource_map['service.name'], 2)",
-        "scope_map": tagged("scope"),
+        "scope_map": redaction.map(tagged("scope")) if redaction else tagged("scope"),
         "rest": f"({', '.join(_ORIGIN_REST)})",
         "origin_id": "sipHash64(resource_map, scope_map, rest)",
+        "resource_bits": resource_bits,
         "first1": "arrayResize([1], length(trace_id1))",
         "resource_map1": "arrayResize([resource_map], length(trace_id1))",
         "scope_map1": "arrayResize([scope_map], length(trace_id1))",
         "rest1": "arrayResize([rest], length(trace_id1))",
     }
+    if sampled:
+        columns["weight1"] = "arrayMap(id -> {weight}, trace_id1)"
+        columns["before"] = "greatest(toInt32(arrayFirstIndex(w -> w > 0, weight1)) - 1, 0)"
+        columns |= {name: f"arrayRotateRight({columns[name]}, before)" for name in _ON_FIRST}
     spans = ", ".join(f"{name}1" for name in _OF_SPAN)
+    resources = _resources(path, redaction)
     return (
-        f"SELECT\n    {_OF_FRAME}, scope_name, {aliases(columns)},\n    {spans}\nFROM\n(\n{_resources(path)}\n)\n"
+        f"SELECT\n    {_OF_FRAME}, scope_name, {aliases(columns)},\n    {spans}\nFROM\n(\n{resources}\n)\n"
         f"ARRAY JOIN {unfold(_OF_SCOPE, 1)},\n    {unfold(_OF_SPAN, 2)}"
     )
 
 
-def _spans(path: str, key_codes: str) -> str:
+def _spans(path: str, key_codes: str, resource_bits: str, redaction: RedactionSql | None, *, sampled: bool) -> str:
     """One row a span, with what several columns of `ingest` need: which attributes are what, and the times."""
     begin = f"least(multiIf(start > 0, start, end > 0, end, received * 1000000000), {START_MAX_UNIX_NANO})"
     columns = {
@@ -230,13 +248,49 @@ def _spans(path: str, key_codes: str) -> str:
         "time": "fromUnixTimestamp64Nano(begin, 'UTC')",
         "arrival": "toDateTime(received, 'UTC')",
         "key_codes": key_codes,
-        "event_maps": f"arrayMap(x -> {tagged('x')}, event_attributes)",
+        "event_maps": f"arrayMap(x -> {redaction.map(tagged('x')) if redaction else tagged('x')}, event_attributes)",
     }
-    once = ("first", "resource_map", "scope_map", "rest")
+    once = ("first", "resource_map", "scope_map", "rest", *(("weight",) if sampled else ()))
+    names = [*_OF_FRAME.split(", "), "service", "scope_name", "origin_id", "resource_bits", *once, *_OF_SPAN]
+    scopes = _scopes(path, resource_bits, redaction, sampled=sampled)
+    kept = "\nWHERE weight > 0" if sampled else ""
+    source = f"(\n{scopes}\n)\nARRAY JOIN {unfold((*once, *_OF_SPAN), 1)}{kept}"
+    if redaction is not None:
+        source = _redacted(source, names, redaction)
+    of_scope, of_span = ", ".join(names[:8]), ", ".join(names[8:])
+    return f"SELECT\n    {of_scope}, {of_span},\n    {aliases(columns)}\nFROM\n{source}"
+
+
+def _redacted(source: str, names: Sequence[str], redaction: RedactionSql) -> str:
+    """Spans as they are to be stored: values with letters, by the rules, and then taken apart again."""
+    members = ("strings", "ints", "doubles", "bools", "arrays", "kvlists", "bytes")
+    letters = dict(zip(members, "sidbamy", strict=True))
+    parts = ", ".join(f"concat('{letter}', {letter})" for letter in letters.values())
+    values = f"arrayMap(({', '.join(letters.values())}) -> coalesce({parts}, 'e'), {', '.join(members)})"
+    rules = {
+        "new_values": redaction.values(values, "keys"),
+        "new_texts": redaction.texts("arrayConcat([name, status_message, trace_state], event_names)"),
+        "new_links": redaction.values("arrayMap(x -> concat('l', x), links)", "arrayMap(x -> '', links)"),
+        "new_context": redaction.values("arrayMap(x -> concat('s', x), context_values)", "context_keys"),
+    }
+    columns = {name: name for name in names}
+    columns |= {
+        member: f"arrayMap(v -> if(startsWith(v, '{letters[member]}'), substring(v, 2), NULL), new_values)"
+        for member in ("strings", "arrays", "kvlists", "bytes")
+    }
+    columns |= {
+        member: f"arrayMap((v, x) -> if(startsWith(v, '{letters[member]}'), x, NULL), new_values, {member})"
+        for member in ("ints", "doubles", "bools")
+    }
+    columns |= {name: f"new_texts[{i + 1}]" for i, name in enumerate(("name", "status_message", "trace_state"))}
+    columns |= {
+        "event_names": "arraySlice(new_texts, 4)",
+        "links": "arrayMap(x -> substring(x, 2), new_links)",
+        "context_values": "arrayMap(x -> substring(x, 2), new_context)",
+    }
     return (
-        f"SELECT\n    {_OF_FRAME}, service, scope_name, origin_id, {', '.join((*once, *_OF_SPAN))},\n"
-        f"    {aliases(columns)}\n"
-        f"FROM\n(\n{_scopes(path)}\n)\nARRAY JOIN {unfold((*once, *_OF_SPAN), 1)}"
+        f"(\nSELECT\n    {aliases(columns)}\nFROM\n(\nSELECT\n    {', '.join(names)},\n    {aliases(rules)}\n"
+        f"FROM\n{source}\n)\n)"
     )
 
 
@@ -293,11 +347,23 @@ _COLUMNS = {
     },
 }
 """Column of `ingest` → expression; all but the last one."""
+
+
+def _shortened(shortening: Shortening) -> dict[str, str]:
+    """Those that hold texts of any length."""
+    return {
+        "EventAttributes": f"arrayMap(y -> {shortening.values('y')}, event_maps)",
+        "Content": shortening.texts(_COLUMNS["Content"]),
+        "OtherContent": shortening.values(_COLUMNS["OtherContent"]),
+    }
+
+
 _CANONICAL = "mapUpdate(canonical, mapFromArrays(arrayMap(k -> concat('header.', k), context_keys), context_values))"
 _FOR_STEPS = (
     "name", "scope_name", "begin", "event_names", "event_times", "event_maps", "context_keys", "context_values",
+    "resource_bits",
 )  # fmt: skip
-"""What the steps to the canonical map, and its column, read besides `hits`."""
+"""What the steps to the canonical map, its column and that of the class read besides `hits`."""
 
 
 def engine_proto() -> str:
@@ -341,22 +407,64 @@ class Rows(NamedTuple):
         return f"{into}\n{self.select}, insert_deduplication_token = {literal(token)}"
 
 
-class Decoder:
-    """The statement, for one vocabulary."""
+def _weight(decided: Path) -> str:
+    """The weight of the trace `id`. There are few weights, and many traces: these are sets and no part of the text."""
+    file = _DECIDED.replace("{decided}", literal(str(decided)))
+    cases = [
+        f"concat(tenant, id) IN (SELECT concat(tenant, trace_id) FROM {file} WHERE weight = toFloat32({weight!r})), "
+        f"toFloat32({weight!r})"
+        for weight in weights(decided)
+    ]
+    return f"multiIf({', '.join(cases)}, toFloat32(1))" if cases else "toFloat32(1)"
 
-    def __init__(self, canonical: CanonicalSql) -> None:
+
+class Decoder:
+    """The statement, for one vocabulary and the classes of some retention policies.
+
+    `class_` is an expression from columns of `ingest` and from `resource_bits`, and that one from `resource_map`.
+    """
+
+    def __init__(
+        self,
+        canonical: CanonicalSql,
+        class_: str = "toUInt16(1)",
+        resource_bits: str = "toUInt64(0)",
+        *,
+        redaction: RedactionSql | None = None,
+        shortening: Shortening | None = None,
+    ) -> None:
+        self._canonical, self._class, self._resource_bits = canonical, class_, resource_bits
+        self._redaction, self._shortening = redaction, shortening
+        self._select = self._statement(sampled=False)
+
+    @cached_property
+    def _sampled(self) -> str:
+        return self._statement(sampled=True)
+
+    def _statement(self, *, sampled: bool) -> str:
         # The columns come before the steps: each level costs the more analysis the more columns of wide types it has.
-        first, *steps = canonical.steps()
-        spans = _spans("{path}", canonical.key_codes())
-        source = f"SELECT\n    {', '.join(_FOR_STEPS)},\n    {aliases(first | _COLUMNS)}\nFROM\n(\n{spans}\n)"
+        first, *steps = self._canonical.steps()
+        spans = _spans("{path}", self._canonical.key_codes(), self._resource_bits, self._redaction, sampled=sampled)
+        columns = _COLUMNS | (_shortened(self._shortening) if self._shortening else {})
+        for_steps = (*_FOR_STEPS, *(("weight",) if sampled else ()))
+        source = f"SELECT\n    {', '.join(for_steps)},\n    {aliases(first | columns)}\nFROM\n(\n{spans}\n)"
         for step in steps:
             source = f"SELECT\n    *,\n    {aliases(step)}\nFROM\n(\n{source}\n)"
-        self._select = f"SELECT\n    {', '.join(_COLUMNS)}, {_CANONICAL} AS Canonical\nFROM\n(\n{source}\n)"
+        names = ", ".join(_COLUMNS)
+        if self._shortening is not None:
+            counted = ("toString(Content)", "arrayStringConcat(mapValues(OtherContent))", "toString(EventAttributes)")
+            marked = self._shortening.marked("IntAttributes", counted)
+            names = names.replace("IntAttributes", f"{marked} AS IntAttributes")
+        weight = ", weight AS Weight" if sampled else ""
+        return f"SELECT\n    {names}, {_CANONICAL} AS Canonical, {self._class} AS Class{weight}\nFROM\n(\n{source}\n)"
 
-    def rows(self, path: Path) -> Rows:
-        """Of one segment: every span of it is a row of `spanhouse.ingest`.
+    def rows(self, path: Path, decided: Path | None = None) -> Rows:
+        """Of one segment: every span of it is a row of `spanhouse.ingest`; those that `decided` leaves out are none.
 
         `path` is absolute and made of the WAL's own file names: it is quoted all the same.
         """
-        select = self._select.replace("{path}", literal(str(path)))
-        return Rows("ingest", (*_COLUMNS, "Canonical"), select, settings())
+        columns = (*_COLUMNS, "Canonical", "Class")
+        if decided is None:
+            return Rows("ingest", columns, self._select.replace("{path}", literal(str(path))), settings())
+        select = self._sampled.replace("{weight}", _weight(decided)).replace("{path}", literal(str(path)))
+        return Rows("ingest", (*columns, "Weight"), select, settings())

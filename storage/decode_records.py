@@ -5,7 +5,6 @@ those of log records: neither statement can fail for the other's frames. What ea
 schema/0007_records.sql.
 """
 
-from functools import cache
 from pathlib import Path
 
 from storage.decode import (
@@ -22,6 +21,8 @@ from storage.decode import (
     unfold,
 )
 from storage.literals import literal
+from storage.redaction_sql import RedactionSql
+from storage.shortening import Shortening
 
 _RECORD = f"""Tuple(
     time_unix_nano UInt64, observed_time_unix_nano UInt64, trace_id String, span_id String, event_name String,
@@ -70,7 +71,7 @@ _COLUMNS = {
 """Column of `records` → expression."""
 
 
-def _records(path: str) -> str:
+def _records(path: str, redaction: RedactionSql | None) -> str:
     """One row a record, from arrays three deep."""
     fields = "logs.resource_logs.scope_logs.log_records"
     deep = {"tenant": "tenant", "received": "received_unix_nano"}
@@ -87,15 +88,34 @@ def _records(path: str) -> str:
         "arrival": "toDateTime(intDiv(received, 1000000000), 'UTC')",
     }
     plain = [name for name in _OF_RECORD if not name.startswith("body_")]
+    if redaction is not None:
+        # The resource of a log record is not read: rules for some services are for the records of all.
+        columns["all_attributes"] = redaction.map(columns["all_attributes"], "")
+        body = redaction.values(f"[{columns['body']}]", "['body']", "")
+        columns["body"] = f"arrayElement({body}, 1)"
+        for name in ("event_name", "severity_text"):
+            plain[plain.index(name)] = f"arrayElement({redaction.texts(f'[{name}]', '')}, 1) AS {name}"
     return f"SELECT\n    tenant, {', '.join(plain)},\n    {aliases(columns)}\nFROM\n(\n{rows}\n)"
 
 
-@cache
-def _select() -> str:
-    return f"SELECT\n    {aliases(_COLUMNS)}\nFROM\n(\n{_records('{path}')}\n)"
+class RecordDecoder:
+    """The statement, for these rules."""
 
+    def __init__(self, redaction: RedactionSql | None = None, shortening: Shortening | None = None) -> None:
+        columns = _COLUMNS
+        if shortening is not None:
+            columns = columns | {
+                "Content": shortening.values(columns["Content"]),
+                "Body": shortening.value(columns["Body"]),
+            }
+        self._select = f"SELECT\n    {aliases(columns)}\nFROM\n(\n{_records('{path}', redaction)}\n)"
+        if shortening is not None:
+            marked = shortening.marked(
+                "Attributes", ("arrayStringConcat(mapValues(Content))", "Body"), "concat('i', toString({}))"
+            )
+            names = ", ".join(columns).replace("Attributes,", f"{marked} AS Attributes,", 1)
+            self._select = f"SELECT\n    {names}\nFROM\n(\n{self._select}\n)"
 
-def rows(path: Path) -> Rows:
-    """Of one segment: every log record of it is a row of `spanhouse.records`."""
-    select = _select().replace("{path}", literal(str(path)))
-    return Rows("records", tuple(_COLUMNS), select, settings())
+    def rows(self, path: Path) -> Rows:
+        """Of one segment: every log record of it is a row of `spanhouse.records`."""
+        return Rows("records", tuple(_COLUMNS), self._select.replace("{path}", literal(str(path))), settings())

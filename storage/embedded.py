@@ -3,16 +3,22 @@
 chDB runs one engine a process and one process a directory. It works outside the GIL.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
+import chdb
 import clickhouse_connect
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from storage import nested_texts
 from storage.decode import Rows
 from storage.engine import DEFAULT, MIB, Bounds, Client, Engine, text_of, yield_to_others
 from storage.errors import StoreUnavailable
+from storage.nested_sql import TEXTS, WITH_TEXTS
 from storage.phantoms import forget_phantoms
 from storage.vocabulary import Vocabulary
 
@@ -23,11 +29,19 @@ SMALL = {
     "query_condition_cache_size": 8 * MIB,
     "mmap_cache_size": 64,
     "background_pool_size": 2,
+    "background_merges_mutations_concurrency_ratio": 8,
     "background_schedule_pool_size": 4,
     "max_thread_pool_size": 64,
     "max_thread_pool_free_size": 4,
 }
 """Caches and pools of chDB suit a server of its own: five gigabytes each for marks and primary keys."""
+
+
+@cache
+def add_functions() -> None:
+    """Give chDB, in all of this process, the functions that its statements call."""
+    chdb.create_function(TEXTS, nested_texts.texts, ["String"], "String")
+    chdb.create_function(WITH_TEXTS, nested_texts.with_texts, ["String", "String"], "String")
 
 
 class Embedded(Engine):
@@ -60,6 +74,16 @@ class Embedded(Engine):
 
     def _load(self, rows: Rows, token: str) -> None:
         self._writer.command(rows.insert(token))
+
+    def _add(self, rows: Rows) -> None:
+        self._writer.command(f"INSERT INTO spanhouse.{rows.table} ({', '.join(rows.columns)})\n{rows.select}")
+
+    def _probe(self, select: str) -> Sequence[Sequence[Any]]:
+        rows: Sequence[Sequence[Any]] = self._inserter.query(select).result_rows
+        return rows
+
+    def _add_functions(self) -> None:
+        add_functions()
 
     def block(self, sql: str) -> bytes:
         """The rows of a statement in ClickHouse's own format. Raises StoreUnavailable."""

@@ -21,12 +21,19 @@ from typing import Any, Literal
 
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from storage import decode_records
 from storage.canonical import CanonicalSql
 from storage.cluster import of_tenant
+from storage.decided import decided_path
 from storage.decode import Decoder, Rows
+from storage.decode_records import RecordDecoder
 from storage.errors import DataError, OutOfMemory, QueryTimeout, QueryTooLarge, StoreError, StoreUnavailable
 from storage.literals import literal
+from storage.recheck import born_unix_nano
+from storage.redaction import BadRedaction, Redaction
+from storage.redaction_sql import RedactionSql
+from storage.retention import Policies
+from storage.retention_sql import ClassSql
+from storage.shortening import Shortening
 from storage.vocabulary import Vocabulary
 
 MIB = 1 << 20
@@ -35,7 +42,7 @@ READ_WAIT_S = 10
 NICENESS = 5
 TENANT_TABLES = (
     "spans", "content", "traces", "origins", "facts", "links", "explicit_links", "deployments", "entities",
-    "assessments", "records", "mlflow_traces", "volumes",
+    "assessments", "records", "mlflow_traces", "volumes", "pins",
 )  # fmt: skip
 
 # Codes of ClickHouse (src/Common/ErrorCodes.cpp) that speak of the bytes of a segment: reading or converting them will
@@ -76,7 +83,13 @@ class Engine(ABC):
     """A store; `vocabulary` is what loads apply."""
 
     def __init__(self, vocabulary: Vocabulary, bounds: Bounds) -> None:
-        self._decoder = Decoder(CanonicalSql(vocabulary))
+        self._vocabulary = vocabulary
+        self._canonical = CanonicalSql(vocabulary)
+        self._versions: Sequence[Policies] = ()
+        self._redaction: RedactionSql | None = None
+        self._shortening: Shortening | None = None
+        self._building = threading.Lock()
+        self._build()
         self._record_loads = 0
         self._read_settings = {
             "max_memory_usage": bounds.query_memory_bytes_max,
@@ -109,6 +122,10 @@ class Engine(ABC):
     @abstractmethod
     def _load(self, rows: Rows, token: str) -> None:
         """Insert the rows of a segment, once for a token. Raises ClickHouseError."""
+
+    @abstractmethod
+    def _add(self, rows: Rows) -> None:
+        """Insert the rows, for better or worse more than once. Raises ClickHouseError."""
 
     @abstractmethod
     def _forget_schema_files(self) -> None:
@@ -168,7 +185,8 @@ class Engine(ABC):
         """Name, whether it is done and why it fails, of each change of a table's rows that was begun."""
         rows = self.rows(
             "SELECT mutation_id, is_done, latest_fail_reason"
-            f" FROM {self.system_table('mutations')} WHERE database = '{self.database}' AND table = '{table}'"
+            f" FROM {self.system_table('mutations')} WHERE database IN ('spanhouse', '{self.database}')"
+            f" AND table = '{table}'"
         )
         return [(name, bool(done), reason) for name, done, reason in rows]
 
@@ -219,11 +237,77 @@ class Engine(ABC):
         except ClickHouseError as error:
             raise StoreUnavailable(f"cannot write to {table}: {text_of(error)}") from error
 
+    def classify(self, versions: Sequence[Policies]) -> None:
+        """Let loads give spans their classes: each segment by the newest of these versions that is older than it."""
+        with self._building:
+            self._versions = versions
+            self._build()
+
+    def redact(self, redaction: Redaction) -> None:
+        """Let loads apply these rules; to be called before the first load. Raises BadRedaction, StoreUnavailable.
+
+        A segment whose load was cut short is stored once, as far as its rows are the same under the rules it is loaded
+        again with; those that replace what policies match may move a span to another class.
+        """
+        sql = RedactionSql(redaction)
+        self._add_functions()
+        for rule, select in sql.probes():
+            try:
+                rows = self._probe(select)
+            except ClickHouseError as error:
+                text = f"cannot use the pattern {rule.pattern!r} of rule {rule.name!r}: {text_of(error)}"
+                raise BadRedaction(text) from error
+            if rows[0][0]:
+                raise BadRedaction(
+                    f"cannot use the pattern {rule.pattern!r} of rule {rule.name!r}: it matches a text without "
+                    "characters; write + where * stands"
+                )
+        with self._building:
+            self._redaction = sql
+            self._build()
+
+    def shorten(self, tenants: Iterable[str], bytes_max: int) -> None:
+        """Let loads from now on shorten the content of these tenants that is longer, instead of those before.
+
+        A segment that is loaded again need not be shortened as it was: what identifies its rows is not touched.
+        """
+        wanted = sorted(tenants)
+        if wanted:
+            self._add_functions()
+        with self._building:
+            self._shortening = Shortening(wanted, bytes_max) if wanted else None
+            self._build()
+
+    def _build(self) -> None:
+        changes: dict[str, Any] = {"redaction": self._redaction, "shortening": self._shortening}
+        decoders = []
+        for policies in sorted(self._versions, key=lambda policies: policies.since_unix_nano, reverse=True):
+            sql = ClassSql(policies, self._vocabulary)
+            decoder = Decoder(self._canonical, sql.of_ingest(), sql.resource_bits, **changes)
+            decoders.append((policies.since_unix_nano, decoder))
+        self._decoders = decoders or [(0, Decoder(self._canonical, **changes))]
+        self._records = RecordDecoder(**changes)
+
+    @abstractmethod
+    def _probe(self, select: str) -> Sequence[Sequence[Any]]:
+        """Rows of a statement that is run where segments are decoded. Raises ClickHouseError."""
+
+    @abstractmethod
+    def _add_functions(self) -> None:
+        """Let those statements use the functions of nested_texts.py. May be called again."""
+
     def prepare(self, segment: Path, token: str, signal: Signal) -> None:  # noqa: B027 (chDB decodes as it stores)
         """Begin with what can be done of a load while another one runs: that of this segment will be the next."""
 
-    def _rows(self, segment: Path, signal: Signal) -> Rows:
-        return self._decoder.rows(segment.absolute()) if signal == "traces" else decode_records.rows(segment.absolute())
+    def _rows(self, segment: Path, signal: Signal, token: str) -> Rows:
+        if signal == "logs":
+            return self._records.rows(segment.absolute())
+        decided = decided_path(segment.absolute())
+        # A load that was cut short is repeated with the classes it had: parts are known by partition and token.
+        decoders, born = self._decoders, born_unix_nano(token)
+        decoder = next((d for since, d in decoders if born is not None and since <= born), None)
+        chosen = decoder or decoders[-1 if born is not None else 0][1]
+        return chosen.rows(segment.absolute(), decided if decided.exists() else None)
 
     def load(self, segment: Path, token: str, signal: Signal = "traces") -> None:
         """Insert every span, or log record, of a segment, once for a token. On return it is on disk, in all tables.
@@ -232,19 +316,27 @@ class Engine(ABC):
         memory there is; StoreUnavailable for all else, after which the same call with the same token is safe.
         """
         try:
-            self._load(self._rows(segment, signal), token)
+            self._load(self._rows(segment, signal, token), token)
             self._record_loads += signal == "logs"
         except ClickHouseError as error:
-            text = f"cannot load {segment.name}: {text_of(error)}"
-            code = getattr(error, "code", None)
-            if code in _SCHEMA_CODES and _SCHEMA_FILE in text:
-                self._forget_schema_files()
-                raise StoreUnavailable(text) from error
-            if code in _DATA_CODES:
-                raise DataError(text) from error
-            if code in MEMORY_CODES:
-                raise OutOfMemory(text) from error
-            raise StoreUnavailable(text) from error
+            raise self._failure(f"cannot load {segment.name}", error) from error
+
+    def add(self, segment: Path, rows: Rows) -> None:
+        """Insert what a segment comes to into a table whose rows may repeat. Raises what `load` raises."""
+        try:
+            self._add(rows)
+        except ClickHouseError as error:
+            raise self._failure(f"cannot survey {segment.name}", error) from error
+
+    def _failure(self, what: str, error: ClickHouseError) -> StoreError:
+        text = f"{what}: {text_of(error)}"
+        code = getattr(error, "code", None)
+        if code in _SCHEMA_CODES and _SCHEMA_FILE in text:
+            self._forget_schema_files()
+            return StoreUnavailable(text)
+        if code in _DATA_CODES:
+            return DataError(text)
+        return OutOfMemory(text) if code in MEMORY_CODES else StoreUnavailable(text)
 
     def read(self, tenant: str, sql: str, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
         """Columns of what a statement selects from one tenant's rows; strings come as bytes.

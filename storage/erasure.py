@@ -199,7 +199,7 @@ class Erasure:
                 self._rows.delete_orphans()
         for table, rows in self._rows.unlinked().items():
             if rows:
-                counts[table if table == "seen" else f"{table}, older states"] = rows
+                counts[table if table in ("seen", "pins") else f"{table}, older states"] = rows
                 self._until(self._replicated)
                 self._rows.delete_unlinked(table)
         self._until(self._rewritten)

@@ -14,11 +14,12 @@ from storage.erasure_selectors import PAGE_TRACES_MAX, Selector, statements
 from storage.literals import literal
 from storage.vocabulary import Vocabulary
 
-SAID = ("spans", "content", "records", "traces", "explicit_links", "assessments", "mlflow_traces")
-"""Tables of what was sent; the settling makes the rest of them."""
+SAID = ("spans", "content", "records", "traces", "explicit_links", "assessments", "mlflow_traces", "decisions")
+"""Tables of what was sent and what loads made of it; the settling makes the rest of them."""
 SETTLED = ("facts", "links")
 BY_TRACE = (*SAID, *SETTLED)
-ALL = (*BY_TRACE, "origins", "seen")
+UNLINKED = ("seen", "links", "facts", "explicit_links", "pins")
+ALL = (*BY_TRACE, "origins", "seen", "pins")
 _BY_DAY = ("spans", "content", "records", "traces")
 _LINKED = ("user", "session")
 _KEY = "sipHash128(toString({0}Entity), {0}Id, {0}Version)"
@@ -157,7 +158,7 @@ class ErasureRows:
         self._alter("origins", self._of("orphan", _ORIGIN))
 
     def unlinked(self) -> dict[str, int]:
-        """Rows, by table, that name entities to which no trace is linked any more, and older states of links."""
+        """Rows, by table, that name entities to which no trace is linked any more, older states of links, and pins."""
         key = _KEY.format("")
         self._fill(
             f"SELECT {self._id}, 'unlinked', 0, Key FROM spanhouse.erasing WHERE {self._kind('entity')}"
@@ -173,7 +174,7 @@ class ErasureRows:
         )
         return {
             table: self._number(f"SELECT count() FROM spanhouse.{table} WHERE {self._unlinked(table)}")
-            for table in ("seen", "links", "facts", "explicit_links")
+            for table in UNLINKED
         }
 
     def delete_unlinked(self, table: str) -> None:
@@ -189,6 +190,10 @@ class ErasureRows:
             return f"({self._of('unlinked', _KEY.format(''))} OR {self._of('name', _KEY.format(''))})"
         if table == "facts":
             return self._of("stale", _STATE)
+        if table == "pins":
+            noted = f"SELECT lower(hex(Key)) FROM spanhouse.erasing WHERE {self._kind('trace')}"
+            of_trace = f"(Tenant = {self._tenant} AND Entity = 'trace' AND Id IN ({noted}))"
+            return f"({of_trace} OR {self._of('name', _KEY.format(''))})"
         return self._of("name", _KEY.format(""))
 
     def _name(self, selector: Selector) -> None:

@@ -77,6 +77,7 @@ class TraceRow:
     records: bytes
     keys: list[bytes]
     values: list[bytes]
+    weight: float = 1.0
 
     @property
     def says_something(self) -> bool:

@@ -15,8 +15,11 @@ from pathlib import Path
 from storage.alone import alone
 from storage.engine import Engine, Signal
 from storage.errors import StoreUnavailable
+from storage.partitioning import by_class, is_moved
 
 SCHEMA = Path(__file__).with_name("schema")
+PARTITIONED = "0014_retention.sql"
+"""After it rows move, which no statement does alone."""
 
 _MIGRATIONS = """CREATE TABLE IF NOT EXISTS spanhouse.migrations
 (
@@ -76,18 +79,20 @@ def migrated(open_engine: Callable[[], Engine]) -> Engine:
     return open_engine()
 
 
-def loads_when_migrated(engine: Engine) -> Callable[[Path, str, Signal], None]:
-    """`engine.load`, which brings the schema before the first one: it need not be reachable before."""
+def loads_when_migrated(
+    engine: Engine, load: Callable[[Path, str, Signal], None]
+) -> Callable[[Path, str, Signal], None]:
+    """The same load, which brings the schema before the first one: the store need not be reachable before."""
     ready = False
 
-    def load(segment: Path, token: str, signal: Signal) -> None:
+    def loading(segment: Path, token: str, signal: Signal) -> None:
         nonlocal ready
         if not ready:
             migrate(engine)
             ready = True
-        engine.load(segment, token, signal)
+        load(segment, token, signal)
 
-    return load
+    return loading
 
 
 def pending(engine: Engine, directory: Path = SCHEMA) -> list[Migration]:
@@ -134,7 +139,10 @@ def migrate(engine: Engine, directory: Path = SCHEMA) -> list[str]:
         done = []
         for migration in pending(engine, directory):
             for statement in statements(engine, migration):
-                engine.command(statement)
+                if not is_moved(engine, statement):
+                    engine.command(statement)
+            if migration.name == PARTITIONED:
+                by_class(engine)
             engine.command(
                 "INSERT INTO spanhouse.migrations (Name, Sha256) VALUES ({name:String}, {sha256:String})",
                 {"name": migration.name, "sha256": migration.sha256},

@@ -19,7 +19,7 @@ from clickhouse_connect.driver.external import ExternalData
 from storage import recheck
 from storage.cluster import DISTRIBUTED, LOCAL, altered, on_cluster
 from storage.decode import Rows
-from storage.embedded import SMALL
+from storage.embedded import SMALL, add_functions
 from storage.engine import DEFAULT, MEMORY_CODES, MIB, Bounds, Client, Engine, Signal, text_of, yield_to_others
 from storage.errors import StoreUnavailable
 from storage.hosts import Handle, Hosts
@@ -139,14 +139,26 @@ class Server(Engine):
     def prepare(self, segment: Path, token: str, signal: Signal) -> None:
         """Decode it beside the loads before it: the server works on those meanwhile."""
         if token not in self._prepared and len(self._prepared) < PREPARED_MAX:
-            rows = self._rows(segment, signal)
+            rows = self._rows(segment, signal, token)
             self._prepared[token] = self._decoding_thread.submit(self._decode, rows.select)
 
     def _decode(self, select: str) -> bytes:
+        block: bytes = self._decoder().raw_query(select, fmt="Native")
+        return block
+
+    def _decoder(self) -> Client:
         if self._chdb is None:
             self._chdb = clickhouse_connect.get_client(interface="chdb", path=self._decoding)
-        block: bytes = self._chdb.raw_query(select, fmt="Native")
-        return block
+        return self._chdb
+
+    def _probe(self, select: str) -> Sequence[Sequence[Any]]:
+        rows: Sequence[Sequence[Any]] = self._decoding_thread.submit(
+            lambda: self._decoder().query(select).result_rows
+        ).result()
+        return rows
+
+    def _add_functions(self) -> None:
+        add_functions()
 
     def _block(self, rows: Rows, token: str) -> bytes:
         """The rows of a segment. Not prepared, it may have failed before, for want of memory: then others wait."""
@@ -168,6 +180,12 @@ class Server(Engine):
                 if getattr(error, "code", None) in MEMORY_CODES and len(block) < HARMLESS_BYTES:
                     raise StoreUnavailable(f"cannot load now: {text_of(error)}") from error
                 raise
+
+    def _add(self, rows: Rows) -> None:
+        block = self._decoding_thread.submit(self._decode, rows.select).result()
+        if block:
+            settings = {**_LOADING, "insert_deduplicate": 0}
+            self._loader.raw_insert(f"spanhouse.{rows.table}", rows.columns, block, settings)
 
     def _trusted(self, rows: Rows, token: str) -> str:
         """The token to load with; empty if the rows are stored. See recheck.py: replicas share a log that is sound."""

@@ -14,11 +14,12 @@ SELECT
     groupUniqArrayIf(1000)(SaidText, length(SaidText) > 1) AS Said,
     arrayStringConcat(groupArray(Record)) AS Records,
     groupArray(UsedKeys) AS Keys,
-    groupArrayArray(UsedValues) AS Vals
+    groupArrayArray(UsedValues) AS Vals,
+    max(SpanWeight) AS Weight
 FROM
 (
     SELECT
-        TraceId, SpanName, ServiceName, Timestamp, ParentSpanId, Received, OriginId,
+        TraceId, SpanName, ServiceName, Timestamp, ParentSpanId, Received, OriginId, Weight AS SpanWeight,
         concat(
             SpanId, ParentSpanId,
             reinterpretAsFixedString(toUnixTimestamp64Nano(Timestamp)), reinterpretAsFixedString(Duration),

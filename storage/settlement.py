@@ -33,11 +33,13 @@ _BEFORE = f"""SELECT
     TraceId, arrayMap(l -> toString(l.Entity), Links), arrayMap(l -> l.Id, Links), arrayMap(l -> l.Version, Links)
 FROM spanhouse.facts FINAL
 WHERE TraceId IN {TRACES}"""
-_FACTS = (
+FACTS = (
     "Tenant", "TraceId", "Start", "DurationNano", "RootName", "RootService", "Spans", "Errors", "Failed", "Truncated",
     "InputTokens", "OutputTokens", "TotalTokens", "CachedInputTokens", "ReasoningTokens", "CostUsd", "Unpriced",
-    "Duplicates", "Models", "ModelCalls", "Tools", "Links", "Agents", "Settled",
+    "Duplicates", "Models", "ModelCalls", "Tools", "Links", "Agents", "Weight",
+    "Settled",
 )  # fmt: skip
+"""Columns of `facts`."""
 _TOMBSTONE = ("Tenant", "Entity", "Id", "Version", "TraceId", "Deleted", "Settled")
 
 _Key = tuple[str, str, str]
@@ -156,7 +158,7 @@ class Settlement:
         if gone:
             self._engine.insert("links", _TOMBSTONE, gone)
         if written:
-            self._engine.insert("facts", _FACTS, written)
+            self._engine.insert("facts", FACTS, written)
 
     def _row(self, tenant: str, extent: Extent, row: TraceRow, facts: Facts, settled_ms: int) -> tuple[Any, ...]:
         whole = facts.whole
@@ -178,7 +180,8 @@ class Settlement:
         usage, models = _spent(whole)[:7], _spent(whole)[7:]
         return (
             tenant, row.trace_id, start, duration, facts.root_name, facts.root_service, spans, whole.errors,
-            int(whole.failed), int(truncated), *usage, facts.duplicates, *models, facts.links, agents, settled_ms,
+            int(whole.failed), int(truncated), *usage, facts.duplicates, *models, facts.links, agents, row.weight,
+            settled_ms,
         )  # fmt: skip
 
     # Reading

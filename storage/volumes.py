@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple
 from storage.engine import Engine
 
 By = Literal["tenant", "service", "agent", "model", "day"]
+TENANTS_MAX = 10_000
+"""Those with most spans, of a day."""
 OTHERS = "…"
 """The name of those that are not told apart."""
 COLUMNS = (
@@ -31,6 +33,7 @@ _NAMES: dict[By, str] = {
 }
 _BY_NAME = Path(__file__).with_name("volumes.sql").read_text()
 _BY_DAY = f"SELECT toString(Day), {', '.join(f'sum({name})' for name in COLUMNS)} FROM spanhouse.volumes GROUP BY Day"
+_DATABASES = ("spanhouse", "spanhouse_local")
 _REMOTE_BYTES = 1 << 60
 """Of object storage ClickHouse says that there is more free than any disk has."""
 
@@ -159,6 +162,21 @@ class Volumes:
             for day, name, sums in zip(days, names, zip(*columns, strict=True), strict=True)
         ]
 
+    def of_tenants(self) -> tuple[dict[str, float], int]:
+        """Bytes on disk of each tenant, and of all tables with the parts that were replaced and not removed yet.
+
+        Of one copy. What a tenant has of tables that follow from spans is in proportion to its spans and content.
+        """
+        whole = sum(table.stored_bytes for table in self.tables().values())
+        figures = stored(self.groups(None, "tenant", TENANTS_MAX), self.scales()[0])
+        known = sum(each.stored for each in figures.values())
+        times = max(1.0, whole / known) if known else 0.0
+        return {name: each.stored * times for name, each in figures.items() if name != OTHERS}, self._on_disk()
+
+    def _on_disk(self) -> int:
+        sql = f"SELECT sum(bytes_on_disk) FROM {self._engine.one_copy('parts')} WHERE database IN {_DATABASES}"
+        return int(self._engine.rows(sql)[0][0])
+
     def sums(self) -> dict[str, Counts]:
         """Of all tenants, by day."""
         return {str(day): Counts(*map(int, sums)) for day, *sums in self._engine.rows(_BY_DAY)}
@@ -195,6 +213,10 @@ class Volumes:
             )
         ]
 
+    def rooms(self) -> list[tuple[str, int, int]]:
+        """The same as a name, bytes free and bytes in all."""
+        return [(f"disk {d.name} of {d.host}", d.free_bytes, d.total_bytes) for d in self.disks()]
+
     def sizes(self, days: int) -> list[tuple[str, int]]:
         """Days and the bytes of all copies that were noted last on each, of so many of the newest, oldest first."""
         rows = self._engine.rows(
@@ -208,7 +230,7 @@ class Volumes:
             str(table): Rows(*map(int, numbers))
             for table, *numbers in self._engine.rows(
                 f"SELECT table, sum(rows), sum(bytes_on_disk), sum(data_uncompressed_bytes) FROM {parts}"
-                " WHERE active AND database IN ('spanhouse', 'spanhouse_local') GROUP BY table ORDER BY table"
+                f" WHERE active AND database IN {_DATABASES} GROUP BY table ORDER BY table"
             )
         }
 

@@ -10,7 +10,9 @@ STORE_SUITE = (
     "test_assessments", "test_links_api", "test_vocabulary", "test_mlflow_search", "test_golden", "test_roles",
     "test_copying", "test_views", "test_outage", "test_recheck", "test_clickhouse_files",
     "test_volumes",
-    "test_erase_store",
+    "test_erase_store", "test_sampling", "test_repetition", "test_partitioning", "test_redaction",
+    "test_thinning", "test_expire_early",
+    "test_retention_plan", "test_pins_store",
 )  # fmt: skip
 """What runs on every footing of the store: `make test-store` (tests/store.py says which footing)."""
 

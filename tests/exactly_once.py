@@ -57,7 +57,7 @@ def under_load(receivers: Receivers, senders: Sequence[Exporter]) -> Iterator[th
 
 
 def ledger(program: Program) -> dict[str, Counter]:
-    """The span counters by tenant: received, stored, rejected, deduplicated, quarantined, in_wal."""
+    """The span counters by tenant: received, stored, sampled, rejected, deduplicated, quarantined, in_wal."""
     counts: dict[str, Counter] = {}
     for family in text_string_to_metric_families(httpx.get(f"{program.http}/metrics").text):
         for sample in family.samples:
@@ -70,7 +70,7 @@ def ledger(program: Program) -> dict[str, Counter]:
 def check_ledger(program: Program) -> None:
     """It adds up, and nothing was refused or put aside."""
     for tenant, counts in ledger(program).items():
-        ends = ("stored", "rejected", "deduplicated", "quarantined", "in_wal")
+        ends = ("stored", "sampled", "rejected", "deduplicated", "quarantined", "in_wal")
         assert counts["received"] == sum(counts[end] for end in ends), (tenant, counts)
         assert counts["rejected"] == counts["quarantined"] == 0, (tenant, counts)
 

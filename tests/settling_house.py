@@ -65,13 +65,13 @@ class House:
         received: int = NOW,
     ) -> None:
         path, token = self.store.segment(requests, tenant, received, context)
-        self._load(path, token)
+        self._load(path, token, "traces")
 
     def backdate(self, table: str = "traces") -> None:
         """As if all rows had been loaded when they were received."""
         altered(self.engine, f"{table} UPDATE Loaded = Received WHERE 1")
 
-    def settle(self, seconds_max: float = 20) -> None:
+    def settle(self, seconds_max: float = 60) -> None:
         """Wait until nothing is left to settle."""
         eventually(lambda: self.settler.idle, seconds_max)
 

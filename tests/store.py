@@ -4,7 +4,7 @@ would load them, and read back. One engine a process and a directory: close one 
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,11 @@ from query.traces import Traces
 from storage.cluster import CLIENT_SETTINGS, LOCAL
 from storage.embedded import Embedded
 from storage.engine import Engine
+from storage.expiry import Expiry
 from storage.hosts import Hosts, hosts_of
 from storage.migrate import migrated, pending
+from storage.pins import Pins
+from storage.policies import RetentionPolicies
 from storage.server import Server
 from storage.vocabulary import Vocabulary, load
 
@@ -121,9 +124,15 @@ class Store:
         context: Context = (),
     ) -> Path:
         """One segment with a frame for each request, loaded."""
-        path, token = self.segment(requests, tenant, received, context)
+        return self.load_of_tenants([(tenant, request) for request in requests], received, context)
+
+    def load_of_tenants(
+        self, requests: Sequence[tuple[str, Request]], received: int = RECEIVED, context: Context = ()
+    ) -> Path:
+        """The same with requests of several tenants."""
+        path, token = self._segment(requests, received, context)
         self.engine.load(path, token)
-        if any(isinstance(request, ExportLogsServiceRequest) for request in requests):
+        if any(isinstance(request, ExportLogsServiceRequest) for _, request in requests):
             self.engine.load(path, f"{token}.logs", "logs")
         return path
 
@@ -135,10 +144,13 @@ class Store:
         context: Context = (),
     ) -> tuple[Path, str]:
         """A segment on disk, and its token. Bytes are a request of spans."""
+        return self._segment([(tenant, request) for request in requests], received, context)
+
+    def _segment(self, requests: Sequence[tuple[str, Request]], received: int, context: Context) -> tuple[Path, str]:
         self._segments += 1
         path = self.directory / f"{self._segments:04d}.wal"
         with path.open("wb") as file:
-            for i, request in enumerate(requests):
+            for i, (tenant, request) in enumerate(requests):
                 body = request if isinstance(request, bytes) else request.SerializeToString()
                 signal: Signal = "logs" if isinstance(request, ExportLogsServiceRequest) else "traces"
                 frame = Frame(tenant, xxhash.xxh3_128_digest(body), 0, body, context, signal)
@@ -162,3 +174,10 @@ class Store:
     def close(self) -> None:
         """Let another store be opened."""
         self.engine.close()
+
+
+def expiry_of(engine: Engine, policies: RetentionPolicies, pins: Pins, clock: Callable[[], float]) -> Expiry:
+    """An expiry that has its store for itself, on every footing."""
+    expiry = Expiry(engine, policies, pins, clock)
+    expiry._lease = None
+    return expiry

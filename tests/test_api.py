@@ -225,6 +225,7 @@ def test_a_list(client, reader):
                 "span_count": 3,
                 "error_count": 1,
                 "services": ["bank", "shop"],
+                "weight": 1.0,
             }
         ],
         "next_cursor": "next",

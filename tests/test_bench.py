@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ sys.path.append(str(ROOT))  # benchmarks are not installed: they are run from a 
 
 from benchmarks import payloads  # noqa: E402
 from benchmarks.__main__ import PROFILES  # noqa: E402
+from benchmarks.expiry_traces import TRACE_SPANS, Traces  # noqa: E402
 from benchmarks.meter import Meter, quantile  # noqa: E402
 
 COMMAND = [sys.executable, "-m", "benchmarks", "--quick"]
@@ -158,3 +160,26 @@ def test_it_stops_its_server_when_it_is_told_to_end(tmp_path: Path) -> None:
         time.sleep(0.1)
     assert left == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_traces_that_expire_are_those_of_chatty_services_without_errors() -> None:
+    """What benchmarks.expiry says that stays, against the policies that it sets."""
+    traces, day = Traces(1), date(2026, 3, 1)
+    spans, services, failed = Counter[bytes](), defaultdict[bytes, set[str]](set), set[bytes]()
+    for count, data in traces.day(day, 20_000):
+        message = ExportTraceServiceRequest.FromString(data)
+        for resource in message.resource_spans:
+            [service] = (a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
+            for span in resource.scope_spans[0].spans:
+                assert datetime.fromtimestamp(span.start_time_unix_nano // 10**9, UTC).date() == day
+                spans[span.trace_id] += 1
+                services[span.trace_id].add(service)
+                if span.status.code == 2:
+                    failed.add(span.trace_id)
+        assert count == sum(len(r.scope_spans[0].spans) for r in message.resource_spans)
+    stay = {t for t, of in services.items() if t in failed or not any(s.startswith("chatty-") for s in of)}
+    assert set(spans.values()) == {TRACE_SPANS}
+    assert traces.kept[day].spans == TRACE_SPANS * len(stay)
+    assert traces.kept[day].ids == sum(TRACE_SPANS * int.from_bytes(t[:8], "little") for t in stay) % 2**64
+    assert 0.08 < len(stay) / len(spans) < 0.12
+    assert any(len(of) > 1 for of in services.values())

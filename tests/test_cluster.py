@@ -43,7 +43,7 @@ def test_tables_with_traces_are_sharded_and_no_others() -> None:
         for statement in migration.statements():
             if match := re.match(r"CREATE TABLE IF NOT EXISTS spanhouse\.(\w+)", statement):
                 made[match[1]] = "TraceId" in statement
-    assert {name for name, of_traces in made.items() if of_traces} | {"origins", "seen", "volumes"} == SHARDED
+    assert {name for name, of_traces in made.items() if of_traces} | {"origins", "seen", "volumes", "places"} == SHARDED
     names = {name.partition(".")[2] for name in of_tenant(TENANT_TABLES)}
     assert names == set(TENANT_TABLES)
 

@@ -30,7 +30,7 @@ from collector.otlp_json import to_protobuf
 from query import trace_json
 from query.assessment_answers import assessment_json
 from query.tree import build
-from storage import copy_target
+from storage import copy_target, retention, sampling
 from storage.assessments import Assessment
 from storage.cluster import LOCAL
 from storage.copy_source import CannotCopy, Workplace
@@ -40,6 +40,9 @@ from storage.embedded import Embedded
 from storage.engine import Engine
 from storage.hosts import hosts_of
 from storage.linking import Deployment
+from storage.pins import Pin, Pins
+from storage.policies import RetentionPolicies
+from storage.sampling_rules import SamplingRules
 from storage.server import Server
 
 URL = FOOTING.urls or ""
@@ -91,6 +94,10 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Links that are no more: their rows say so.
     rooms.annotations.link("default", [trace_id(n) for n in range(1, 10)], "run", "day")
     rooms.settle(300)
+    Pins(rooms.engine).put("default", Pin("run", "night"))
+    policies = RetentionPolicies(rooms.engine, rooms.store.vocabulary)
+    policies.put(retention.from_toml("[default]\nskeleton_days = 90\ncontent_days = 60"), "anna", "")
+    SamplingRules(rooms.engine, rooms.store.vocabulary).put(sampling.from_toml("wait_s = 5"), "anna", "")
     rooms.close()
     return directory
 

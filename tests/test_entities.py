@@ -157,6 +157,7 @@ def test_traces_newest_first_page_by_page(site: Site, ten: str):
             "reasoning_tokens": 0, "cost_usd": 0.91,
         },
         "unpriced_calls": 0, "models_used": ["priced-1"], "tools": ["t"], "provenance": "span",
+        "weight": 1.0,
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from storage.erasure_notes import Note
 from storage.erasure_rows import BY_TRACE
 from storage.erasure_selectors import BadSelector, Selector, statements
 from storage.erasures import Erasures, Running
+from storage.pins import Pin, Pins
 from storage.vocabulary import load
 
 SNAPSHOT = Path(__file__).with_name("snapshots") / "erase.sql"
@@ -181,6 +182,30 @@ def test_an_origin_goes_when_nobody_else_uses_it(house: ErasingHouse) -> None:
     house.erase(Selector("user", "ann"))
     desks = house.engine.rows("SELECT DISTINCT ResourceAttributes['desk'] AS d FROM spanhouse.origins ORDER BY d")
     assert [desk for [desk] in desks] == ["shis", "sshared"]
+
+
+def test_pins_and_decisions_go_too(house: ErasingHouse) -> None:
+    """Of the person, of erased traces, and what was taken back; not those of others."""
+    house.load(request(span(1, 1, user__id="ann")), request(span(2, 1, user__id="bob")))
+    house.settle()
+    pins = Pins(house.engine)
+    for tenant in ("default", "other"):
+        pins.put(tenant, Pin("user", "ann"))
+        pins.put(tenant, Pin("trace", trace_id(1).hex(), comment="ann called"))
+    for entity, of in (("user", "bob"), ("trace", trace_id(2).hex()), ("session", "ann"), ("run", "ann")):
+        pins.put("default", Pin(entity, of))
+    assert pins.remove("default", "user", "ann", "")
+    columns = ("Tenant", "TraceId", "Weight", "Rule", "Spans")
+    house.engine.insert("decisions", columns, [("default", trace_id(n), 1.0, "default", 1) for n in (1, 2)])
+    note = house.erase(Selector("user", "ann"))
+    assert note.certificate["removed"]["pins"] >= 2
+    assert note.certificate["removed"]["decisions"] == 1
+    left = house.engine.rows("SELECT toString(Tenant), toString(Entity), Id FROM spanhouse.pins FINAL")
+    assert sorted(map(tuple, left)) == sorted([
+        ("default", "user", "bob"), ("default", "trace", trace_id(2).hex()), ("default", "session", "ann"),
+        ("default", "run", "ann"), ("other", "user", "ann"), ("other", "trace", trace_id(1).hex()),
+    ])  # fmt: skip
+    assert house.store.number("SELECT count() FROM spanhouse.decisions") == 1
 
 
 def test_many_traces_in_pages(house: ErasingHouse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,8 @@ def test_compare(api: TestClient) -> None:
         (["search", "refund"], "new"),
     ]
     assert answer["candidate"] == {
-        "id": "bot", "version": "4", "traces": 500, "sampled": 500, "unpriced_traces": 0,
+        "id": "bot", "version": "4", "traces": 500, "sampled": 500, "effective": 500.0,
+        "unpriced_traces": 0,
         "first_start_unix_nano": str(int((NOW - timedelta(minutes=499)).timestamp()) * 10**9),
         "last_start_unix_nano": str(int(NOW.timestamp()) * 10**9), "examples": answer["candidate"]["examples"],
     }  # fmt: skip

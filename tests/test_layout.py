@@ -22,7 +22,7 @@ ONLY_IN = {
     "grpc": {"collector/otlp_grpc.py", "collector/status.py"},
     "chdb": {"storage/embedded.py"},
     "clickhouse_connect": {"storage/engine.py", "storage/embedded.py", "storage/hosts.py", "storage/server.py"},
-    "typer": {"spanhouse.py", "cli/commands.py", "cli/settings.py", "cli/store.py"},
+    "typer": {"spanhouse.py", "cli/commands.py", "cli/keeping_commands.py", "cli/settings.py", "cli/store.py"},
     "mlflow": {"query/registry.py"},
 }
 ENVIRONMENT = {("os", "environ"), ("os", "getenv"), ("sys", "argv")}

@@ -1,4 +1,4 @@
-"""The ledger: received = stored + rejected + deduplicated + quarantined + in the WAL, whenever one looks."""
+"""The ledger: received = stored + sampled + rejected + deduplicated + quarantined + in the WAL, whenever one looks."""
 
 import random
 import threading
@@ -16,7 +16,7 @@ from collector.quarantine import Quarantine
 from collector.wal import Wal
 from storage.errors import DataError
 
-ENDS = ("stored", "rejected", "deduplicated", "quarantined")
+ENDS = ("stored", "sampled", "rejected", "deduplicated", "quarantined")
 
 
 def scrape(ledger: Ledger) -> dict[str, dict[str, float]]:
@@ -36,11 +36,11 @@ def test_names_and_values_of_the_counters() -> None:
     ledger.admitted("acme", received=5, deduplicated=5)
     ledger.recovered("acme", 7)
     ledger.replayed("acme", 1)
-    ledger.stored("acme", 9)
+    ledger.stored("acme", 11, sampled=2)
     ledger.quarantined("acme", 3)
     ledger.stored("other", 0)
     assert scrape(ledger)["acme"] == {
-        "received": 23, "stored": 9, "rejected": 2, "deduplicated": 5, "quarantined": 3, "in_wal": 4,
+        "received": 23, "stored": 9, "sampled": 2, "rejected": 2, "deduplicated": 5, "quarantined": 3, "in_wal": 2,
     }  # fmt: skip
     assert set(scrape(ledger)["other"].values()) == {0}
 

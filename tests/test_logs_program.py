@@ -90,7 +90,7 @@ def test_messages_that_openai_sends_as_logs_are_events_of_their_spans(spanhouse:
     tenant = f"openai-{logs_first}"
     assert replay(spanhouse, "openai_v2_legacy", tenant, logs_first) == [b""]
     assert counts(spanhouse, tenant) == {"received": 92, "stored": 92, "rejected": 0, "deduplicated": 0,
-                                         "quarantined": 0, "in_wal": 0}  # fmt: skip
+                                         "quarantined": 0, "sampled": 0, "in_wal": 0}  # fmt: skip
     spans = spans_of(spanhouse, tenant)
     assert (len(spans), sum(len(span["events"]) for span in spans)) == (23, 92)
     [call] = [span for span in spans if any(

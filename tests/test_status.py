@@ -31,7 +31,8 @@ def leaves(cls: type[Refusal]) -> list[type[Refusal]]:
 @pytest.mark.parametrize("cls", leaves(Retryable))
 def test_a_retryable_refusal_is_sent_again_by_clients(cls):
     refusal = cls("cannot now")
-    assert codes(refusal).grpc.name in RETRYABLE_GRPC
+    # RESOURCE_EXHAUSTED is retryable where it carries RetryInfo.
+    assert codes(refusal).grpc.name in {*RETRYABLE_GRPC, "RESOURCE_EXHAUSTED"}
     assert codes(refusal).http in RETRYABLE_HTTP
     assert refusal.retry_after_s > 0
     assert [detail.TypeName() for detail in google_status(refusal).details] == ["google.rpc.RetryInfo"]

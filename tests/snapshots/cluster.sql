@@ -732,4 +732,322 @@ SETTINGS
     old_parts_lifetime = 1,
     cleanup_delay_period = 1,
     cleanup_delay_period_random_add = 0,
-    max_cleanup_delay_period = 1
+    max_cleanup_delay_period = 1;
+
+ALTER TABLE spanhouse_local.ingest ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS Class UInt16;
+
+CREATE OR REPLACE TABLE spanhouse.ingest ON CLUSTER 'spans' AS spanhouse_local.ingest
+ENGINE = Distributed('spans', 'spanhouse_local', 'ingest', cityHash64(TraceId));
+
+ALTER TABLE spanhouse_local.spans ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS Class UInt16 CODEC(ZSTD(1));
+
+CREATE OR REPLACE TABLE spanhouse.spans ON CLUSTER 'spans' AS spanhouse_local.spans
+ENGINE = Distributed('spans', 'spanhouse_local', 'spans', cityHash64(TraceId));
+
+ALTER TABLE spanhouse_local.content ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS Class UInt16 CODEC(ZSTD(1));
+
+CREATE OR REPLACE TABLE spanhouse.content ON CLUSTER 'spans' AS spanhouse_local.content
+ENGINE = Distributed('spans', 'spanhouse_local', 'content', cityHash64(TraceId));
+
+ALTER TABLE spanhouse_local.content ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS SessionKey UInt64 CODEC(ZSTD(1));
+
+CREATE OR REPLACE TABLE spanhouse.content ON CLUSTER 'spans' AS spanhouse_local.content
+ENGINE = Distributed('spans', 'spanhouse_local', 'content', cityHash64(TraceId));
+
+CREATE TABLE IF NOT EXISTS spanhouse_local.spans_by_class ON CLUSTER 'spans' AS spanhouse_local.spans
+ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/spanhouse/spans_by_class', '{replica}')
+PARTITION BY (Day, Class)
+ORDER BY (Tenant, toStartOfMinute(Timestamp), ServiceName, TraceId)
+SETTINGS
+    replicated_deduplication_window = 10000,
+    replicated_deduplication_window_seconds = 604800,
+    fsync_after_insert = 1,
+    fsync_part_directory = 1,
+    min_level_for_wide_part = 1,
+    vertical_merge_algorithm_min_rows_to_activate = 1,
+    vertical_merge_algorithm_min_columns_to_activate = 1,
+    number_of_free_entries_in_pool_to_execute_mutation = 1;
+
+CREATE OR REPLACE TABLE spanhouse.spans_by_class ON CLUSTER 'spans' AS spanhouse_local.spans_by_class
+ENGINE = Distributed('spans', 'spanhouse_local', 'spans_by_class', cityHash64(TraceId));
+
+CREATE TABLE IF NOT EXISTS spanhouse_local.content_by_class ON CLUSTER 'spans'
+(
+    Tenant LowCardinality(String) CODEC(ZSTD(1)),
+    Day Date CODEC(ZSTD(1)),
+    Hour DateTime('UTC') CODEC(ZSTD(1)),
+    TraceId FixedString(16) CODEC(ZSTD(1)),
+    SpanKey UInt64 CODEC(NONE),
+    Content Map(LowCardinality(String), String) CODEC(ZSTD(3))
+        SETTINGS (min_compress_block_size = 4194304, max_compress_block_size = 16777216),
+    OtherContent Map(LowCardinality(String), String) CODEC(ZSTD(3))
+        SETTINGS (min_compress_block_size = 1048576, max_compress_block_size = 4194304),
+    Class UInt16 CODEC(ZSTD(1)),
+    SessionKey UInt64 CODEC(ZSTD(1)),
+    INDEX trace TraceId TYPE bloom_filter(0.001) GRANULARITY 1
+)
+ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/spanhouse/content_by_class', '{replica}')
+PARTITION BY (Day, Class)
+ORDER BY (Tenant, Hour, SessionKey, TraceId)
+SETTINGS
+    replicated_deduplication_window = 10000,
+    replicated_deduplication_window_seconds = 604800,
+    fsync_after_insert = 1,
+    fsync_part_directory = 1,
+    min_level_for_wide_part = 1,
+    min_parts_to_merge_at_once = 8,
+    number_of_free_entries_in_pool_to_execute_mutation = 1;
+
+CREATE OR REPLACE TABLE spanhouse.content_by_class ON CLUSTER 'spans' AS spanhouse_local.content_by_class
+ENGINE = Distributed('spans', 'spanhouse_local', 'content_by_class', cityHash64(TraceId));
+
+ALTER TABLE spanhouse_local.to_spans ON CLUSTER 'spans' MODIFY QUERY
+SELECT
+    Tenant, Day, Timestamp, TraceId, SpanId, ParentSpanId, ServiceName, SpanName, Kind, Duration, StatusCode, StatusMessage,
+    TraceState, Flags, StringAttributes, IntAttributes, FloatAttributes, BoolAttributes, OtherAttributes,
+    DroppedAttributesCount, EventTimes, EventNames, EventAttributes, EventDroppedAttributesCounts, DroppedEventsCount,
+    Links, DroppedLinksCount,
+    TimeFlags, StartSent, EndSent, OriginId, Received, Canonical, Class
+FROM spanhouse_local.ingest;
+
+ALTER TABLE spanhouse_local.to_content ON CLUSTER 'spans' MODIFY QUERY
+SELECT Tenant, Day, toStartOfHour(Timestamp) AS Hour, TraceId,
+    cityHash64(SpanId, Timestamp, Duration, SpanName) AS SpanKey, Content, OtherContent, Class,
+    cityHash64(
+        Canonical['session_id'], Canonical['trace.session_id'], Canonical['baggage.session_id'], Canonical['header.session_id']
+    ) AS SessionKey
+FROM spanhouse_local.ingest
+WHERE notEmpty(Content) OR notEmpty(OtherContent)
+ORDER BY Timestamp;
+
+CREATE TABLE IF NOT EXISTS spanhouse.retention ON CLUSTER 'spans'
+(
+    Version UInt32,
+    Since DateTime64(9, 'UTC'),
+    Policies String,
+    Updated DateTime64(6, 'UTC')
+)
+ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/spanhouse/retention', '{shard}-{replica}', Updated)
+ORDER BY Version
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+CREATE TABLE IF NOT EXISTS spanhouse.pins ON CLUSTER 'spans'
+(
+    Tenant LowCardinality(String),
+    Entity LowCardinality(String),
+    Id String,
+    Version String,
+    PinnedBy String,
+    Comment String,
+    Deleted UInt8,
+    Updated DateTime64(6, 'UTC')
+)
+ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/spanhouse/pins', '{shard}-{replica}', Updated)
+ORDER BY (Tenant, Entity, Id, Version)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+CREATE TABLE IF NOT EXISTS spanhouse_local.verdicts ON CLUSTER 'spans'
+(
+    Tenant LowCardinality(String),
+    Day Date,
+    TraceId FixedString(16),
+    Class UInt16
+)
+ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/spanhouse/verdicts', '{replica}')
+PARTITION BY Day
+ORDER BY (Class, Tenant, TraceId);
+
+CREATE OR REPLACE TABLE spanhouse.verdicts ON CLUSTER 'spans' AS spanhouse_local.verdicts
+ENGINE = Distributed('spans', 'spanhouse_local', 'verdicts', cityHash64(TraceId));
+
+CREATE TABLE IF NOT EXISTS spanhouse_local.inherited ON CLUSTER 'spans'
+(
+    Tenant LowCardinality(String),
+    Day Date,
+    TraceId FixedString(16),
+    Class UInt16
+)
+ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/spanhouse/inherited', '{replica}')
+PARTITION BY Day
+ORDER BY (Tenant, TraceId);
+
+CREATE OR REPLACE TABLE spanhouse.inherited ON CLUSTER 'spans' AS spanhouse_local.inherited
+ENGINE = Distributed('spans', 'spanhouse_local', 'inherited', cityHash64(TraceId));
+
+CREATE TABLE IF NOT EXISTS spanhouse.expired_days ON CLUSTER 'spans'
+(
+    Day Date,
+    Rules UInt64,
+    Pinned UInt8,
+    Noted DateTime64(6, 'UTC')
+)
+ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/spanhouse/expired_days', '{shard}-{replica}', Noted)
+ORDER BY Day
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+ALTER TABLE spanhouse_local.ingest ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS Weight Float32 DEFAULT 1;
+
+CREATE OR REPLACE TABLE spanhouse.ingest ON CLUSTER 'spans' AS spanhouse_local.ingest
+ENGINE = Distributed('spans', 'spanhouse_local', 'ingest', cityHash64(TraceId));
+
+ALTER TABLE spanhouse_local.spans ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS Weight Float32 DEFAULT 1 CODEC(ZSTD(1));
+
+CREATE OR REPLACE TABLE spanhouse.spans ON CLUSTER 'spans' AS spanhouse_local.spans
+ENGINE = Distributed('spans', 'spanhouse_local', 'spans', cityHash64(TraceId));
+
+ALTER TABLE spanhouse_local.traces ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS Weight SimpleAggregateFunction(max, Float32) DEFAULT 1 CODEC(ZSTD(1));
+
+CREATE OR REPLACE TABLE spanhouse.traces ON CLUSTER 'spans' AS spanhouse_local.traces
+ENGINE = Distributed('spans', 'spanhouse_local', 'traces', cityHash64(TraceId));
+
+ALTER TABLE spanhouse_local.facts ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS Weight Float32 DEFAULT 1 CODEC(ZSTD(1));
+
+CREATE OR REPLACE TABLE spanhouse.facts ON CLUSTER 'spans' AS spanhouse_local.facts
+ENGINE = Distributed('spans', 'spanhouse_local', 'facts', cityHash64(TraceId));
+
+ALTER TABLE spanhouse_local.links ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS Weight Float32 DEFAULT 1 CODEC(ZSTD(1));
+
+CREATE OR REPLACE TABLE spanhouse.links ON CLUSTER 'spans' AS spanhouse_local.links
+ENGINE = Distributed('spans', 'spanhouse_local', 'links', cityHash64(TraceId));
+
+ALTER TABLE spanhouse_local.to_spans ON CLUSTER 'spans' MODIFY QUERY
+SELECT
+    Tenant, Day, Timestamp, TraceId, SpanId, ParentSpanId, ServiceName, SpanName, Kind, Duration, StatusCode, StatusMessage,
+    TraceState, Flags, StringAttributes, IntAttributes, FloatAttributes, BoolAttributes, OtherAttributes,
+    DroppedAttributesCount, EventTimes, EventNames, EventAttributes, EventDroppedAttributesCounts, DroppedEventsCount,
+    Links, DroppedLinksCount,
+    TimeFlags, StartSent, EndSent, OriginId, Received, Canonical, Class, Weight
+FROM spanhouse_local.ingest;
+
+ALTER TABLE spanhouse_local.to_traces ON CLUSTER 'spans' MODIFY QUERY
+SELECT
+    Tenant,
+    Day,
+    TraceId,
+    min(Timestamp) AS Start,
+    fromUnixTimestamp64Nano(max(toUnixTimestamp64Nano(Timestamp) + greatest(Duration, 0)), 'UTC') AS End,
+    count() AS Spans,
+    countIf(StatusCode = 2) AS Errors,
+    countIf(StatusCode = 1) AS Oks,
+    groupUniqArray(toString(ServiceName)) AS Services,
+    maxIf((toString(SpanName), toString(ServiceName)), ParentSpanId = unhex('0000000000000000'))::Tuple(Name String, Service String)
+        AS Root,
+    max(ingest.Received) AS Received,
+    max(toUInt8(
+        notEmpty(Canonical)
+        OR arrayExists(k -> k IN (
+            'annotations.0.annotation.name', 'evaluations.0.evaluation.name', 'trace.annotations.0.annotation.name',
+            'trace.evaluations.0.evaluation.name', 'session.annotations.0.annotation.name',
+            'session.evaluations.0.evaluation.name', 'braintrust.scores', 'gen_ai.evaluation.name', 'gen_ai.guardrail.status'
+        ), mapKeys(StringAttributes))
+        OR mapContains(BoolAttributes, 'gen_ai.guardrail.triggered')
+        OR arrayExists(e -> e IN ('gen_ai.evaluation.result', 'guard.evaluation', 'langwatch.evaluation.custom'), EventNames)
+    )) AS Said,
+    groupUniqArray(OriginId) AS Origins,
+    now('UTC') AS Loaded,
+    max(ingest.Weight) AS Weight
+FROM spanhouse_local.ingest
+GROUP BY Tenant, Day, TraceId;
+
+ALTER TABLE spanhouse_local.to_links ON CLUSTER 'spans' MODIFY QUERY
+SELECT
+    Tenant, link.Entity AS Entity, link.Id AS Id, link.Version AS Version, TraceId, link.Provenance AS Provenance, Start,
+    DurationNano, Spans, Errors, Failed, InputTokens, OutputTokens, TotalTokens, CachedInputTokens, ReasoningTokens, CostUsd,
+    Unpriced, Models, ModelCalls, Tools,
+    arrayMap(l -> (l.Entity, l.Id, l.Version), arrayFilter(l -> l.Entity NOT IN ('session', 'user') AND l != link, Links)) AS Beside,
+    Settled, Weight
+FROM spanhouse_local.facts
+ARRAY JOIN Links AS link
+WHERE link.Entity != 'agent';
+
+ALTER TABLE spanhouse_local.to_agent_links ON CLUSTER 'spans' MODIFY QUERY
+SELECT
+    Tenant, 'agent' AS Entity, agent.Name AS Id, agent.Version AS Version, TraceId, agent.Provenance AS Provenance, Start,
+    agent.DurationNano AS DurationNano, agent.Spans AS Spans, agent.Errors AS Errors, agent.Failed AS Failed,
+    agent.InputTokens AS InputTokens, agent.OutputTokens AS OutputTokens, agent.TotalTokens AS TotalTokens,
+    agent.CachedInputTokens AS CachedInputTokens, agent.ReasoningTokens AS ReasoningTokens, agent.CostUsd AS CostUsd,
+    agent.Unpriced AS Unpriced, agent.Models AS Models, agent.ModelCalls AS ModelCalls, agent.Tools AS Tools,
+    arrayMap(l -> (l.Entity, l.Id, l.Version), arrayFilter(
+        l -> l.Entity NOT IN ('session', 'user') AND (l.Entity, l.Id, l.Version) != ('agent', agent.Name, agent.Version),
+        Links)) AS Beside,
+    Settled, Weight
+FROM spanhouse_local.facts
+ARRAY JOIN Agents AS agent;
+
+CREATE TABLE IF NOT EXISTS spanhouse.sampling ON CLUSTER 'spans'
+(
+    Version UInt32,
+    Rules String,
+    Updated DateTime64(6, 'UTC')
+)
+ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/all/spanhouse/sampling', '{shard}-{replica}', Updated)
+ORDER BY Version
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+CREATE TABLE IF NOT EXISTS spanhouse_local.surveys ON CLUSTER 'spans'
+(
+    Segment String CODEC(ZSTD(1)),
+    Tenant LowCardinality(String) CODEC(ZSTD(1)),
+    TraceId FixedString(16) CODEC(NONE),
+    Version UInt32 CODEC(ZSTD(1)),
+    Matched UInt64 CODEC(T64, ZSTD(1)),
+    Notable UInt8 CODEC(ZSTD(1)),
+    Start Int64 CODEC(ZSTD(1)),
+    End Int64 CODEC(ZSTD(1)),
+    Spans UInt32 CODEC(T64, ZSTD(1)),
+    Places Array(UInt32) CODEC(ZSTD(1)),
+    Surveyed DateTime('UTC') CODEC(Delta, ZSTD(1))
+)
+ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/spanhouse/surveys', '{replica}')
+PARTITION BY toDate(Surveyed)
+ORDER BY (Segment, Tenant, TraceId)
+TTL toDate(Surveyed) + INTERVAL 2 DAY
+SETTINGS ttl_only_drop_parts = 1;
+
+CREATE OR REPLACE TABLE spanhouse.surveys ON CLUSTER 'spans' AS spanhouse_local.surveys
+ENGINE = Distributed('spans', 'spanhouse_local', 'surveys', cityHash64(TraceId));
+
+CREATE TABLE IF NOT EXISTS spanhouse_local.places ON CLUSTER 'spans'
+(
+    Tenant LowCardinality(String) CODEC(ZSTD(1)),
+    Day Date CODEC(ZSTD(1)),
+    Place UInt32 CODEC(T64, ZSTD(1)),
+    Traces UInt64 CODEC(T64, ZSTD(1))
+)
+ENGINE = ReplicatedSummingMergeTree('/clickhouse/tables/{shard}/spanhouse/places', '{replica}')
+PARTITION BY Day
+ORDER BY (Tenant, Place)
+TTL Day + INTERVAL 3 DAY
+SETTINGS ttl_only_drop_parts = 1;
+
+CREATE OR REPLACE TABLE spanhouse.places ON CLUSTER 'spans' AS spanhouse_local.places
+ENGINE = Distributed('spans', 'spanhouse_local', 'places');
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS spanhouse_local.to_places ON CLUSTER 'spans' TO spanhouse_local.places AS
+SELECT Tenant, toDate(Surveyed) AS Day, Place, count() AS Traces
+FROM spanhouse_local.surveys
+ARRAY JOIN Places AS Place
+GROUP BY Tenant, Day, Place;
+
+CREATE TABLE IF NOT EXISTS spanhouse_local.decisions ON CLUSTER 'spans'
+(
+    Tenant LowCardinality(String) CODEC(ZSTD(1)),
+    TraceId FixedString(16) CODEC(NONE),
+    Weight Float32 CODEC(ZSTD(1)),
+    Rule LowCardinality(String) CODEC(ZSTD(1)),
+    Spans UInt32 CODEC(T64, ZSTD(1)),
+    Decided DateTime64(6, 'UTC') DEFAULT now64(6) CODEC(ZSTD(1))
+)
+ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/spanhouse/decisions', '{replica}')
+PARTITION BY toDate(Decided)
+ORDER BY (Tenant, TraceId)
+TTL toDate(Decided) + INTERVAL 3 DAY
+SETTINGS
+    index_granularity = 256,
+    min_compress_block_size = 4096,
+    ttl_only_drop_parts = 1,
+    fsync_after_insert = 1,
+    fsync_part_directory = 1;
+
+CREATE OR REPLACE TABLE spanhouse.decisions ON CLUSTER 'spans' AS spanhouse_local.decisions
+ENGINE = Distributed('spans', 'spanhouse_local', 'decisions', cityHash64(TraceId))

@@ -8,6 +8,7 @@ SELECT
     groupUniqArrayArray(Services),
     max(Root.Name),
     argMax(Root.Service, (Root.Name, Root.Service)),
+    max(traces.Weight),
     toUnixTimestamp(max(traces.Received))
 FROM spanhouse.traces
 WHERE TraceId IN
