@@ -19,8 +19,10 @@ install: .venv/ready
 run: .venv/ready
 	$(BIN)/spanhouse serve
 
+# A process a core, four at most; each takes whole files. PYTEST= for one after the other.
+PYTEST ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: .venv/ready-dev
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST)
 
 # On the server at CLICKHOUSE_URL, or the cluster at CLICKHOUSE_NODES. STORE="store and not slow" leaves out a few.
 STORE ?= store
