@@ -78,7 +78,9 @@ _IN_CONTENT = """cityHash64(SpanId, Timestamp, Duration, SpanName) IN
             (
                 SELECT SpanKey FROM spanhouse.content
                 WHERE Hour >= toStartOfHour(fromUnixTimestamp64Nano({{since:Int64}}, 'UTC'))
-                    AND Content[{{{key}:String}}] = {{{value}:String}}
+                    AND WholeContent[{{{key}:String}}] || arrayStringConcat(ContentPieces[{{{key}:String}}])
+                        = {{{value}:String}}
+                SETTINGS max_block_size = 128
             )"""
 
 

@@ -58,6 +58,8 @@ def on_cluster(statement: str, cluster: str) -> Iterator[str]:
     local = _TABLE.sub(rf"{LOCAL}.\1", statement)
     if statement.startswith("EXCHANGE TABLES"):
         yield f"{local} {where}"
+        for name in _TABLE.findall(statement):
+            yield _distributed(name, cluster, where)
         return
     if table in SHARDED and statement.startswith("DROP TABLE"):
         yield _CREATE_TABLE.sub(rf"\g<0> {where}", statement)

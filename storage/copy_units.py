@@ -15,7 +15,7 @@ UNIT_BYTES = 48 << 20
 """What a unit is aimed at; one of more than twice that is read in shares."""
 LOADED = "Loaded"
 """The column by which the settling finds what is new: the time of the load."""
-_SETTINGS = "SETTINGS max_threads = 2, log_queries = 0"
+_SETTINGS = "SETTINGS max_threads = 2, max_block_size = 1024, log_queries = 0"
 
 Kind = Literal["text", "time", "trace", "number"]
 
@@ -108,7 +108,12 @@ TABLES = (
         day=True,
         alters=("Canonical", "Class", "Weight"),
     ),
-    Table("content", (TENANT, Cut("Hour", "time"), Cut("SessionKey", "number"), TRACE), day=True, alters=("Class",)),
+    Table(
+        "content",
+        (TENANT, Cut("toStartOfInterval(Hour, INTERVAL 6 HOUR)", "time"), Cut("SessionKey", "number"), TRACE),
+        day=True,
+        alters=("Class",),
+    ),
     Table("records", (TENANT, TRACE), day=True, alters=(LOADED,)),
     replace(_replacing("origins", (TENANT, Cut("OriginId", "number")), "Tenant OriginId", "Received"), everywhere=True),
     _replacing("explicit_links", (TENANT, TRACE), "Tenant TraceId Entity Slot"),
@@ -302,6 +307,7 @@ PROBE = f"""SELECT
     cityHash64('a', toLowCardinality('b'), toFixedString('c', 4), toInt64(-1), toFloat64(0.5), toUInt8(1), 'ä'),
     cityHash64(CAST({_MAPS}, 'Map(LowCardinality(String), String)'), CAST(map('b', true), 'Map(String, Bool)')),
     cityHash64(CAST([{_MAPS}], 'Array(Map(LowCardinality(String), String))'), [toUInt64(1)], CAST([], 'Array(String)')),
+    cityHash64(CAST(map('k', ['v', 'w']), 'Map(LowCardinality(String), Array(LowCardinality(String)))')),
     cityHash64(CAST([('a', 'b', [1])], 'Array(Tuple(x LowCardinality(String), y String, z Array(UInt32)))')),
     cityHash64(toDate('2026-01-02'), toDateTime(1, 'UTC'), toDateTime64(1.5, 9, 'UTC'))"""
 """Hashes of every kind of column: the two sides have to agree on them."""

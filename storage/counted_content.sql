@@ -14,7 +14,9 @@ FROM
         (
             SELECT
                 TraceId, SpanKey,
-                arraySum(v -> length(v), mapValues(Content)) + arraySum(v -> length(v), mapValues(OtherContent)) AS Length
+                arraySum(v -> length(v), mapValues(WholeContent))
+                    + arraySum(ps -> arraySum(p -> length(p), ps), mapValues(ContentPieces))
+                    + arraySum(v -> length(v), mapValues(OtherContent)) AS Length
             FROM spanhouse.content
             WHERE Day = {day:Date}
                 AND Hour >= fromUnixTimestamp64Nano({since:Int64}, 'UTC')

@@ -24,9 +24,12 @@ PAGE_TRACES_MAX = 500_000
 _PLACES = ("", "trace.", "header.", "baggage.")
 _MLFLOW = {"user": "mlflow.trace.user", "session": "mlflow.trace.session"}
 _MEMORY = (
-    "max_memory_usage = 536870912, max_threads = 2, max_block_size = 8192, max_execution_time = 0, log_queries = 0,"
+    "max_memory_usage = 536870912, max_threads = 2, max_block_size = {rows}, max_execution_time = 0, log_queries = 0,"
     " max_insert_threads = 1, async_insert = 0"
 )
+
+_ROWS = {"content": 128}
+"""Rows at once, if not 8192: payload is put together from its pieces."""
 
 
 class BadSelector(ValueError):
@@ -113,7 +116,8 @@ def statements(selectors: Iterable[Selector], vocabulary: Vocabulary) -> Iterato
             said = ", ".join(f"'{place}{selector.kind}_id'" for place in _PLACES)
             spans.insert(0, _exists(f"k IN ({said}) AND v = {{value:String}}", "Canonical"))
         yield _found("spans", " OR ".join(spans).replace("{wire}", _wire(selector.value)), parameters)
-        content = f"{_exists(_EQUAL, 'Content')} OR {_exists(_TAGGED, 'OtherContent')}"
+        texts = f"{_exists(_EQUAL, 'WholeContent')} OR {_exists(_EQUAL_PIECES, 'ContentPieces')}"
+        content = f"{texts} OR {_exists(_TAGGED, 'OtherContent')}"
         yield _found("content", content.replace("{wire}", _wire(selector.value)), parameters)
         records = f"{_exists(_TAGGED, 'Attributes')} OR {_exists(_TAGGED, 'Content')} OR {_exists(_EQUAL, 'Content')}"
         yield _found("records", records.replace("{wire}", _wire(selector.value)), parameters)
@@ -128,6 +132,7 @@ def statements(selectors: Iterable[Selector], vocabulary: Vocabulary) -> Iterato
 
 _EQUAL = "has({keys:Array(String)}, k) AND v = {value:String}"
 # One letter for the type, then the text; of an array or a map the wire bytes, where a text has its length before it.
+_EQUAL_PIECES = "has({keys:Array(String)}, k) AND arrayStringConcat(v) = {value:String}"
 _TAGGED = (
     "has({keys:Array(String)}, k) AND (substring(v, 2) = {value:String}"
     " OR startsWith(v, 'd') AND ifNull(toFloat64OrNull(substring(v, 2)) = toFloat64OrNull({value:String}), 0)"
@@ -198,6 +203,6 @@ def _found(table: str, condition: str, parameters: Mapping[str, Any], *, paged: 
         "SELECT DISTINCT {erasure:String}, 'trace', {round:UInt16}, TraceId\n"
         f"FROM spanhouse.{table}\n"
         f"WHERE Tenant = {{tenant:String}}{day} AND ({condition})\n"
-        f"LIMIT {PAGE_TRACES_MAX}\nSETTINGS {_MEMORY}"
+        f"LIMIT {PAGE_TRACES_MAX}\nSETTINGS {_MEMORY.format(rows=_ROWS.get(table, 8192))}"
     )
     return Statement(table.split(maxsplit=1)[0], sql, parameters, paged)

@@ -8,6 +8,7 @@ which one process does at a time.
 
 import logging
 import re
+from pathlib import Path
 
 from storage.engine import Engine
 
@@ -21,6 +22,13 @@ _SETTINGS = (
     "min_insert_block_size_bytes = 67108864, max_partitions_per_insert_block = 0, insert_deduplicate = 0, "
     "async_insert = 0, max_execution_time = 0"
 )
+_CUT = {
+    value.rsplit(" AS ", 1)[1].strip(): value
+    for value in re.split(
+        r"(?<=AS WholeContent),\n", Path(__file__).with_name("cut_content.sql").read_text().split("\n", 1)[1]
+    )
+}
+"""What the new `content` has in the place of the old one's Content, by column."""
 _MADE = re.compile(rf"CREATE (?:OR REPLACE )?TABLE (?:IF NOT EXISTS )?\w+\.({'|'.join(TABLES)})_by_class\b")
 _HASHES_MAX = 2_000_000
 """Of so many rows at once it is asked whether they were copied."""
@@ -72,12 +80,19 @@ def _copy(engine: Engine, table: str, to: str) -> dict[str, int]:
             continue
         for partition in _partitions(engine, to, day):
             engine.alter(f"ALTER TABLE spanhouse.{to} DROP PARTITION ID '{partition}'", {})
-        insert = f"INSERT INTO spanhouse.{to} SELECT * FROM spanhouse.{table} WHERE Day = {{day:Date}}"
+        insert = f"{_insert(engine, table, to)} WHERE Day = {{day:Date}}"
         engine.command(f"{insert} SETTINGS {_SETTINGS}", {"day": day})
         logger.info(
             "%s: %d of %d days are in partitions of their own, %s with %d rows", table, number, len(days), day, rows
         )
     return _days(engine, to)
+
+
+def _insert(engine: Engine, table: str, to: str) -> str:
+    where = f"database = '{engine.database}' AND table = '{to}' AND default_kind != 'ALIAS'"
+    names = [name for (name,) in engine.rows(f"SELECT name FROM system.columns WHERE {where} ORDER BY position")]
+    values = [_CUT.get(name, name) for name in names]
+    return f"INSERT INTO spanhouse.{to} ({', '.join(names)}) SELECT {', '.join(values)} FROM spanhouse.{table}"
 
 
 def _partitions(engine: Engine, table: str, day: str) -> list[str]:
@@ -95,7 +110,7 @@ def _copy_rest(engine: Engine, table: str, older: str, day: str, rows: int) -> N
     for share in range(shares):
         part = f"Day = {{day:Date}} AND cityHash64(TraceId) % {shares} = {share}"
         engine.command(
-            f"INSERT INTO spanhouse.{table} SELECT * FROM spanhouse.{older} WHERE {part}"
+            f"{_insert(engine, older, table)} WHERE {part}"
             f" AND {row} NOT IN (SELECT {row} FROM spanhouse.{table} WHERE {part}) SETTINGS {_SETTINGS}",
             {"day": day},
         )

@@ -45,8 +45,11 @@ FROM
         (
             SELECT
                 toString(Tenant) AS Tenant, TraceId, SpanKey,
-                toUInt64(arraySum(v -> length(v), mapValues(Content)) + arraySum(v -> length(v), mapValues(OtherContent)))
-                    AS Payload
+                toUInt64(
+                    arraySum(v -> length(v), mapValues(WholeContent))
+                    + arraySum(ps -> arraySum(p -> length(p), ps), mapValues(ContentPieces))
+                    + arraySum(v -> length(v), mapValues(OtherContent))
+                ) AS Payload
             FROM spanhouse.content
             WHERE Day = {day:Date} AND toHour(Hour, 'UTC') % {every:UInt8} = {hour:UInt8}
                 AND cityHash64(TraceId) % {shares:UInt32} = 0

@@ -3,7 +3,15 @@
 SELECT SpanKey, mapKeys(Wanted), mapValues(Wanted)
 FROM
 (
-    SELECT SpanKey, mapFilter((k, v) -> k = 'braintrust.scores' OR match(k, {pattern:String}), Content) AS Wanted
+    SELECT
+        SpanKey,
+        mapConcat(
+            mapFilter((k, v) -> k = 'braintrust.scores' OR match(k, {pattern:String}), WholeContent),
+            mapApply(
+                (k, ps) -> (k, arrayStringConcat(ps)),
+                mapFilter((k, ps) -> k = 'braintrust.scores' OR match(k, {pattern:String}), ContentPieces)
+            )
+        ) AS Wanted
     FROM spanhouse.content
     WHERE TraceId IN
         (

@@ -310,7 +310,7 @@ def test_what_was_changed_on_the_target_is_found(data_dir: Path) -> None:
     [(day,)] = target.engine.rows("SELECT toString(max(Day)) FROM spanhouse.content")
     low = "toFixedString(unhex(leftPad('{}', 32, '0')), 16)"
     for change in (
-        f"content UPDATE Content = map('gen_ai.input.messages', 'x') WHERE Day = '{day}' AND SpanKey % 2",
+        f"content UPDATE WholeContent = map('gen_ai.input.messages', 'x') WHERE Day = '{day}' AND SpanKey % 2",
         f"facts DELETE WHERE TraceId = {low.format(1)}",
         f"spans DELETE WHERE Day = '{day}' AND TraceId < {low.format(3)}",
     ):

@@ -48,7 +48,9 @@ def persons(number: int = PERSON) -> ExportTraceServiceRequest:
     first = call(number, 1, name=MARKERS["name"], user__id=USER, session__id=MARKERS["session"])
     first.attributes.extend(
         [
-            attribute("gen_ai.input.messages", text(json.dumps([{"role": "user", "content": MARKERS["prompt"]}] * 50))),
+            attribute(
+                "gen_ai.input.messages", text(json.dumps([{"role": "user", "content": MARKERS["prompt"]}] * 500))
+            ),
             attribute("note", text(MARKERS["attribute"])),
             attribute("notes", AnyValue(array_value=ArrayValue(values=[text("x"), text(MARKERS["array"])]))),
             attribute("raw", AnyValue(bytes_value=MARKERS["bytes"].encode())),

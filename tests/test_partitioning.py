@@ -16,7 +16,7 @@ from storage.vocabulary import load
 BY_CLASS = "0014_retention.sql"
 TABLES = {
     "spans": ("Day, Class", "Tenant, toStartOfMinute(Timestamp), ServiceName, TraceId"),
-    "content": ("Day, Class", "Tenant, Hour, SessionKey, TraceId"),
+    "content": ("Day, Class", "Tenant, toStartOfInterval(Hour, toIntervalHour(6)), SessionKey, TraceId"),
 }
 OLD_ROWS = """INSERT INTO spanhouse.ingest
     (Tenant, Day, Timestamp, TraceId, SpanId, ServiceName, SpanName, Duration, StringAttributes, Content, Canonical)
@@ -24,7 +24,8 @@ SELECT
     't', toDate('2026-11-01') + number % 3 AS day, toDateTime64(day, 9, 'UTC') + number,
     unhex(leftPad(hex(number % 40), 32, '0')),
     unhex(leftPad(hex(number), 16, '0')), 's', 'n', 1000, map('k', toString(number)),
-    if(number % 5 = 0, map('input.value', repeat(toString(number), 50)), map()), map('session_id', toString(number % 4))
+    if(number % 5 = 0, map('input.value', repeat(toString(number), 2500)), map()),
+    map('session_id', toString(number % 4))
 FROM numbers({first}, 3000)"""
 ROWS = {
     "spans": "SELECT count(), sum(cityHash64(TraceId, SpanId, Timestamp, toString(StringAttributes)))",
@@ -53,6 +54,11 @@ def keys(engine: Engine, table: str) -> tuple[str, str]:
 
 def rows(engine: Engine) -> dict[str, Any]:
     return {table: engine.rows(f"{sql} FROM spanhouse.{table}") for table, sql in ROWS.items()}
+
+
+def test_what_was_stored_is_cut_as_what_is_loaded() -> None:
+    cut = (SCHEMA.parent / "cut_content.sql").read_text().split("\n", 1)[1]
+    assert " ".join(cut.split()) in " ".join((SCHEMA / BY_CLASS).read_text().split())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from otlp_building import attribute, body, span
 from store import FOOTING, Store
 
 ROOT = Path(__file__).parent.parent
@@ -35,26 +37,26 @@ def requests(shape: Shape, count: int, turns: int) -> list[bytes]:
 def attributes(bodies: list[bytes]) -> dict[tuple[bytes, bytes], dict[str, Any]]:
     """Text attributes that were sent, by trace and span."""
     found = {}
-    for body in bodies:
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            for span in resource.scope_spans[0].spans:
-                texts = {pair.key: pair.value.string_value for pair in span.attributes}
-                found[span.trace_id, span.span_id] = {key: text for key, text in texts.items() if text}
+    for each in bodies:
+        for resource in ExportTraceServiceRequest.FromString(each).resource_spans:
+            for sent in resource.scope_spans[0].spans:
+                texts = {pair.key: pair.value.string_value for pair in sent.attributes}
+                found[sent.trace_id, sent.span_id] = {key: text for key, text in texts.items() if text}
     return found
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_is_repeated_comes_back_as_it_was_sent(store: Store, shape: Shape) -> None:
     bodies = requests(shape, 3, 4)
-    for body in bodies:
-        store.load([body])
+    for each in bodies:
+        store.load([each])
     sent = attributes(bodies)
     for trace_id in {trace for trace, _ in sent}:
         spans = store.traces.spans_of("default", trace_id, content=True, limit=1000)
         assert len(spans) == sum(trace == trace_id for trace, _ in sent)
-        for span in spans:
-            texts = {key: value for key, value in span.attributes if isinstance(value, str)}
-            assert texts == sent[trace_id, span.span_id]
+        for back in spans:
+            texts = {key: value for key, value in back.attributes if isinstance(value, str)}
+            assert texts == sent[trace_id, back.span_id]
 
 
 @pytest.mark.parametrize(("shape", "keys"), [("traces", 3), ("flattened", 3), ("unnamed", 1)])
@@ -63,19 +65,72 @@ def test_payload_lies_by_session(store: Store, shape: Shape, keys: int) -> None:
     assert store.number("SELECT uniqExact(SessionKey) FROM spanhouse.content") == keys
 
 
+def said(*texts: str, separator: str = ", ") -> str:
+    return json.dumps([{"role": "user", "content": text} for text in texts], separators=(separator, ": "))
+
+
+LONG = "the quick brown fox " * 150
+PIECES_OF = {
+    "empty": ("", 1),
+    "a piece": ("x" * 4000, 1),
+    "in the middle of a letter": ("x" + "ä" * 4500, 10),
+    "short": ("x" * 10, 1),
+    "a little longer than a piece": ("x" * 4001, 5),
+    "messages": (said(LONG, LONG + "b", LONG + "c"), 3),
+    "messages of JavaScript": (said(LONG, LONG + "b", LONG + "c", separator=","), 3),
+    "messages on lines": (json.dumps([{"content": LONG + name} for name in "abc"], indent=2), 3),
+    "messages in a text in JSON": (json.dumps({"input": said(LONG, LONG + "b", LONG + "c")}), 3),
+    "long messages": (said("x" * 5000, LONG, "y" * 9000), 6 + 1 + 10),
+    "many small objects": (json.dumps([{"x": n} for n in range(900)]), 11),
+    "a zero": (said(LONG, LONG + "\0", LONG).replace("\\u0000", "\0"), 10),
+    "nothing but zeros": ("\0" * 9000, 9),
+}
+
+
+@pytest.mark.parametrize("name", PIECES_OF)
+def test_a_text_is_cut_and_comes_back(store: Store, name: str) -> None:
+    text, pieces = PIECES_OF[name]
+    key, one = "gen_ai.input.messages", span(1)
+    for name, value in ((key, text), ("gen_ai.output.messages", "y" * 9000)):
+        one.attributes.append(attribute(name, AnyValue(string_value=value)))
+    store.load([body(one)])
+    sizes = f"arrayMap(p -> length(p), ContentPieces['{key}'])"
+    found = store.engine.rows(f"SELECT length({sizes}), arrayMax({sizes}) <= 4000 FROM spanhouse.content")
+    assert found == [(pieces, 1)]
+    [back] = store.traces.spans_of("default", one.trace_id, content=True, limit=10)
+    assert dict(back.attributes)[key] == text
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(8192, 0), (8193, 2)])
+def test_little_payload_is_stored_whole(store: Store, size: int, pieces: int) -> None:
+    one, texts = span(1), {"input.value": "ä" * 2000, "output.value": "x" * (size - 4000)}
+    one.attributes.extend(attribute(key, AnyValue(string_value=text)) for key, text in texts.items())
+    store.load([body(one)])
+    found = store.engine.rows("SELECT length(WholeContent), length(ContentPieces) FROM spanhouse.content")
+    assert found == [(2 - pieces, pieces)]
+    [back] = store.traces.spans_of("default", one.trace_id, content=True, limit=10)
+    assert texts.items() <= dict(back.attributes).items()
+
+
 @pytest.mark.skipif(FOOTING.cluster is not None, reason="the shards of a cluster have parts of their own")
-def test_turns_in_traces_of_their_own_compress_when_they_say_their_session(store: Store) -> None:
-    sizes = {}
-    shapes: tuple[Shape, ...] = ("traces", "unnamed")
-    for shape in shapes:
-        store.engine.command("TRUNCATE TABLE spanhouse.content")
-        for body in requests(shape, 30, 8):
-            store.load([body])
-        store.engine.command("OPTIMIZE TABLE spanhouse.content FINAL")
-        sizes[shape] = store.number(
-            "SELECT sum(bytes_on_disk) FROM system.parts WHERE active AND database = 'spanhouse' AND table = 'content'"
-        )
-    assert sizes["traces"] < sizes["unnamed"] / 2
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_stored_grows_with_turns_and_not_with_their_square(store: Store, shape: Shape) -> None:
+    """Also where nothing says which conversation a turn is of, as long as what was said fits into one dictionary."""
+    conversations = Conversations(5, shape, seed=1)
+    sent, of_said = 0, {}
+    for turn in range(1, 13):
+        bodies = [body for _, body in conversations.turn()]
+        sent += sum(map(len, bodies))
+        store.load(bodies)
+        if turn in (4, 8, 12):
+            store.engine.command("OPTIMIZE TABLE spanhouse.content FINAL")
+            stored = store.number(
+                "SELECT sum(bytes_on_disk) FROM system.parts"
+                " WHERE active AND database = 'spanhouse' AND table = 'content'"
+            )
+            of_said[turn] = stored / conversations.said_bytes
+    assert max(of_said.values()) < 0.9 < 1.2 < sent / conversations.said_bytes
+    assert of_said[12] < 1.15 * of_said[4]
 
 
 # The benchmark

@@ -64,7 +64,13 @@ _IN_CONTENT = """cityHash64(SpanId, Timestamp, Duration, SpanName) IN
             AND Hour >= toStartOfHour(fromUnixTimestamp64Nano({{start:Int64}}, 'UTC'))
             AND Hour <= toStartOfHour(fromUnixTimestamp64Nano({{end:Int64}}, 'UTC'))
             AND ({conditions})
+        SETTINGS max_block_size = 128
     )"""
+_PAYLOAD = (
+    "mapValues(WholeContent)",
+    "arrayMap(pieces -> arrayStringConcat(pieces), mapValues(ContentPieces))",
+    "mapValues(OtherContent)",
+)
 _SPAN_TYPE = (
     "if(replaceAll(StringAttributes['mlflow.spanType'], '\"', '') NOT IN ('', 'null', 'UNKNOWN'), "
     "replaceAll(StringAttributes['mlflow.spanType'], '\"', ''), "
@@ -296,7 +302,7 @@ def _span_condition(clause: Clause, bound: _Bound) -> str:
     anywhere = [matches("toString(SpanName)"), matches("StatusMessage")]
     anywhere += [f"arrayExists(text -> {matches('text')}, mapValues({column}))" for column in maps]
     anywhere.append(f"arrayExists(texts -> arrayExists(text -> {matches('text')}, mapValues(texts)), EventAttributes)")
-    payload = [f"arrayExists(text -> {matches('text')}, mapValues({column}))" for column in ("Content", "OtherContent")]
+    payload = [f"arrayExists(text -> {matches('text')}, {texts})" for texts in _PAYLOAD]
     return "(" + " OR ".join([*anywhere, _IN_CONTENT.format(conditions=" OR ".join(payload))]) + ")"
 
 
@@ -317,7 +323,15 @@ def _of_attribute(clause: Clause, bound: _Bound) -> str:
 
     stored = [matches("StringAttributes", unquoted), matches("OtherAttributes")]
     stored += [matches(column, texted) for column in ("IntAttributes", "FloatAttributes", "BoolAttributes")]
-    payload = " OR ".join((matches("Content", unquoted), matches("OtherContent")))
+    long = f"arrayStringConcat(ContentPieces[{key}])"
+    in_pieces = _compared(unquoted(long), clause.operator, clause.value, bound)
+    payload = " OR ".join(
+        (
+            matches("WholeContent", unquoted),
+            f"(mapContains(ContentPieces, {key}) AND {in_pieces})",
+            matches("OtherContent"),
+        )
+    )
     return "(" + " OR ".join([*stored, _IN_CONTENT.format(conditions=payload)]) + ")"
 
 

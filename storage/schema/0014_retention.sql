@@ -7,6 +7,13 @@ ALTER TABLE spanhouse.ingest ADD COLUMN IF NOT EXISTS Class UInt16;
 ALTER TABLE spanhouse.spans ADD COLUMN IF NOT EXISTS Class UInt16 CODEC(ZSTD(1));
 ALTER TABLE spanhouse.content ADD COLUMN IF NOT EXISTS Class UInt16 CODEC(ZSTD(1));
 ALTER TABLE spanhouse.content ADD COLUMN IF NOT EXISTS SessionKey UInt64 CODEC(ZSTD(1));
+-- WholeContent    payload of a span that has up to 8192 bytes of it.
+-- ContentPieces   that of other spans, in pieces that are stored once (below).
+-- Content         both together; what was stored before is there alone until its rows are copied.
+ALTER TABLE spanhouse.content ADD COLUMN IF NOT EXISTS WholeContent Map(LowCardinality(String), String);
+ALTER TABLE spanhouse.content ADD COLUMN IF NOT EXISTS ContentPieces Map(LowCardinality(String), Array(LowCardinality(String)));
+ALTER TABLE spanhouse.content MODIFY COLUMN Content Map(LowCardinality(String), String)
+DEFAULT mapConcat(WholeContent, mapApply((k, ps) -> (k, arrayStringConcat(ps)), ContentPieces));
 
 CREATE TABLE IF NOT EXISTS spanhouse.spans_by_class AS spanhouse.spans
 ENGINE = MergeTree
@@ -21,12 +28,14 @@ SETTINGS
     vertical_merge_algorithm_min_columns_to_activate = 1,
     number_of_free_entries_in_pool_to_execute_mutation = 1;
 
--- An agent sends its whole conversation again at every turn. Where each turn is a trace of its own, payload sorted by trace
--- alone lies far from what it repeats: so the session comes first, within the hour. Spans that say no session lie by trace,
--- as before (docs/decisions/0010-repetition.md).
+-- An agent sends its whole conversation again at every turn. Values of more than 4000 bytes are cut between the objects of a
+-- JSON list, which are messages mostly, if these have 128 bytes and more, and what is still longer than 4000 is cut every 1000:
+-- what is appended to leaves the pieces before as they are. A piece is in the dictionary of its column once for some thousand rows,
+-- and rows refer to it. So a conversation has to lie together: its session comes before its traces, within six hours. Spans
+-- that say no session lie by trace. 8192 pieces are the most of a dictionary, which a read takes whole
+-- (docs/decisions/0010-repetition.md).
 --
--- What repeats is found within a compressed block. The payload's are as large as a granule, 10 MiB, which a read takes
--- whole anyway; the other columns' are small again, which saves the memory of their buffers.
+-- Content is for the programs of before: 24.10 takes mapKeys, mapValues and length of it for columns, which are empty.
 CREATE TABLE IF NOT EXISTS spanhouse.content_by_class
 (
     Tenant LowCardinality(String) CODEC(ZSTD(1)),
@@ -34,8 +43,11 @@ CREATE TABLE IF NOT EXISTS spanhouse.content_by_class
     Hour DateTime('UTC') CODEC(ZSTD(1)),
     TraceId FixedString(16) CODEC(ZSTD(1)),
     SpanKey UInt64 CODEC(NONE),
-    Content Map(LowCardinality(String), String) CODEC(ZSTD(3))
-        SETTINGS (min_compress_block_size = 4194304, max_compress_block_size = 16777216),
+    WholeContent Map(LowCardinality(String), String) CODEC(ZSTD(3)),
+    ContentPieces Map(LowCardinality(String), Array(LowCardinality(String))) CODEC(ZSTD(3))
+        SETTINGS (min_compress_block_size = 1048576, max_compress_block_size = 4194304),
+    Content Map(LowCardinality(String), String)
+        ALIAS mapConcat(WholeContent, mapApply((k, ps) -> (k, arrayStringConcat(ps)), ContentPieces)),
     OtherContent Map(LowCardinality(String), String) CODEC(ZSTD(3))
         SETTINGS (min_compress_block_size = 1048576, max_compress_block_size = 4194304),
     Class UInt16 CODEC(ZSTD(1)),
@@ -44,7 +56,7 @@ CREATE TABLE IF NOT EXISTS spanhouse.content_by_class
 )
 ENGINE = MergeTree
 PARTITION BY (Day, Class)
-ORDER BY (Tenant, Hour, SessionKey, TraceId)
+ORDER BY (Tenant, toStartOfInterval(Hour, INTERVAL 6 HOUR), SessionKey, TraceId)
 SETTINGS
     non_replicated_deduplication_window = 10000,
     fsync_after_insert = 1,
@@ -63,7 +75,19 @@ SELECT
 FROM spanhouse.ingest;
 ALTER TABLE spanhouse.to_content MODIFY QUERY
 SELECT Tenant, Day, toStartOfHour(Timestamp) AS Hour, TraceId,
-    cityHash64(SpanId, Timestamp, Duration, SpanName) AS SpanKey, Content, OtherContent, Class,
+    cityHash64(SpanId, Timestamp, Duration, SpanName) AS SpanKey,
+    if(arraySum(v -> length(v), mapValues(Content)) <= 8192, Content, CAST(map(), 'Map(LowCardinality(String), String)')) AS WholeContent,
+    mapApply(
+        (k, v) -> (k, if(length(v) <= 4000, [v], arrayFlatten(arrayMap(
+            p -> if(length(p) <= 4000, [p], extractAll(p, '\\C{1,1000}')),
+            arrayMap(
+                ps -> if(position(v, '\0') = 0 AND 128 * length(ps) <= length(v), ps, [v]),
+                [splitByChar('\0', replaceAll(replaceAll(replaceAll(v, '}, {', '},\0 {'), '},{', '},\0{'), '},\n', '},\0\n'))]
+            )[1]
+        )))),
+        if(arraySum(v -> length(v), mapValues(Content)) > 8192, Content, CAST(map(), 'Map(LowCardinality(String), String)'))
+    ) AS ContentPieces,
+    OtherContent, Class,
     cityHash64(
         Canonical['session_id'], Canonical['trace.session_id'], Canonical['baggage.session_id'], Canonical['header.session_id']
     ) AS SessionKey

@@ -754,6 +754,19 @@ ALTER TABLE spanhouse_local.content ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS 
 CREATE OR REPLACE TABLE spanhouse.content ON CLUSTER 'spans' AS spanhouse_local.content
 ENGINE = Distributed('spans', 'spanhouse_local', 'content', cityHash64(TraceId));
 
+ALTER TABLE spanhouse_local.content ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS WholeContent Map(LowCardinality(String), String);
+
+CREATE OR REPLACE TABLE spanhouse.content ON CLUSTER 'spans' AS spanhouse_local.content
+ENGINE = Distributed('spans', 'spanhouse_local', 'content', cityHash64(TraceId));
+
+ALTER TABLE spanhouse_local.content ON CLUSTER 'spans' ADD COLUMN IF NOT EXISTS ContentPieces Map(LowCardinality(String), Array(LowCardinality(String)));
+
+CREATE OR REPLACE TABLE spanhouse.content ON CLUSTER 'spans' AS spanhouse_local.content
+ENGINE = Distributed('spans', 'spanhouse_local', 'content', cityHash64(TraceId));
+
+ALTER TABLE spanhouse_local.content ON CLUSTER 'spans' MODIFY COLUMN Content Map(LowCardinality(String), String)
+DEFAULT mapConcat(WholeContent, mapApply((k, ps) -> (k, arrayStringConcat(ps)), ContentPieces));
+
 CREATE TABLE IF NOT EXISTS spanhouse_local.spans_by_class ON CLUSTER 'spans' AS spanhouse_local.spans
 ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/spanhouse/spans_by_class', '{replica}')
 PARTITION BY (Day, Class)
@@ -778,8 +791,11 @@ CREATE TABLE IF NOT EXISTS spanhouse_local.content_by_class ON CLUSTER 'spans'
     Hour DateTime('UTC') CODEC(ZSTD(1)),
     TraceId FixedString(16) CODEC(ZSTD(1)),
     SpanKey UInt64 CODEC(NONE),
-    Content Map(LowCardinality(String), String) CODEC(ZSTD(3))
-        SETTINGS (min_compress_block_size = 4194304, max_compress_block_size = 16777216),
+    WholeContent Map(LowCardinality(String), String) CODEC(ZSTD(3)),
+    ContentPieces Map(LowCardinality(String), Array(LowCardinality(String))) CODEC(ZSTD(3))
+        SETTINGS (min_compress_block_size = 1048576, max_compress_block_size = 4194304),
+    Content Map(LowCardinality(String), String)
+        ALIAS mapConcat(WholeContent, mapApply((k, ps) -> (k, arrayStringConcat(ps)), ContentPieces)),
     OtherContent Map(LowCardinality(String), String) CODEC(ZSTD(3))
         SETTINGS (min_compress_block_size = 1048576, max_compress_block_size = 4194304),
     Class UInt16 CODEC(ZSTD(1)),
@@ -788,7 +804,7 @@ CREATE TABLE IF NOT EXISTS spanhouse_local.content_by_class ON CLUSTER 'spans'
 )
 ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/spanhouse/content_by_class', '{replica}')
 PARTITION BY (Day, Class)
-ORDER BY (Tenant, Hour, SessionKey, TraceId)
+ORDER BY (Tenant, toStartOfInterval(Hour, INTERVAL 6 HOUR), SessionKey, TraceId)
 SETTINGS
     replicated_deduplication_window = 10000,
     replicated_deduplication_window_seconds = 604800,
@@ -812,7 +828,19 @@ FROM spanhouse_local.ingest;
 
 ALTER TABLE spanhouse_local.to_content ON CLUSTER 'spans' MODIFY QUERY
 SELECT Tenant, Day, toStartOfHour(Timestamp) AS Hour, TraceId,
-    cityHash64(SpanId, Timestamp, Duration, SpanName) AS SpanKey, Content, OtherContent, Class,
+    cityHash64(SpanId, Timestamp, Duration, SpanName) AS SpanKey,
+    if(arraySum(v -> length(v), mapValues(Content)) <= 8192, Content, CAST(map(), 'Map(LowCardinality(String), String)')) AS WholeContent,
+    mapApply(
+        (k, v) -> (k, if(length(v) <= 4000, [v], arrayFlatten(arrayMap(
+            p -> if(length(p) <= 4000, [p], extractAll(p, '\\C{1,1000}')),
+            arrayMap(
+                ps -> if(position(v, '\0') = 0 AND 128 * length(ps) <= length(v), ps, [v]),
+                [splitByChar('\0', replaceAll(replaceAll(replaceAll(v, '}, {', '},\0 {'), '},{', '},\0{'), '},\n', '},\0\n'))]
+            )[1]
+        )))),
+        if(arraySum(v -> length(v), mapValues(Content)) > 8192, Content, CAST(map(), 'Map(LowCardinality(String), String)'))
+    ) AS ContentPieces,
+    OtherContent, Class,
     cityHash64(
         Canonical['session_id'], Canonical['trace.session_id'], Canonical['baggage.session_id'], Canonical['header.session_id']
     ) AS SessionKey

@@ -10,9 +10,9 @@ SETTINGS max_memory_usage = 536870912, max_threads = 2, max_block_size = 8192, m
 INSERT INTO spanhouse.erasing (Erasure, Kind, Round, Key)
 SELECT DISTINCT {erasure:String}, 'trace', {round:UInt16}, TraceId
 FROM spanhouse.content
-WHERE Tenant = {tenant:String} AND Day = toDate({day:UInt16}) AND (arrayExists((k, v) -> has({keys:Array(String)}, k) AND v = {value:String}, mapKeys(Content), mapValues(Content)) OR arrayExists((k, v) -> has({keys:Array(String)}, k) AND (substring(v, 2) = {value:String} OR startsWith(v, 'd') AND ifNull(toFloat64OrNull(substring(v, 2)) = toFloat64OrNull({value:String}), 0) OR substring(v, 1, 1) IN ('a', 'm') AND position(v, concat(char(10, 3), {value:String})) > 0), mapKeys(OtherContent), mapValues(OtherContent)))
+WHERE Tenant = {tenant:String} AND Day = toDate({day:UInt16}) AND (arrayExists((k, v) -> has({keys:Array(String)}, k) AND v = {value:String}, mapKeys(WholeContent), mapValues(WholeContent)) OR arrayExists((k, v) -> has({keys:Array(String)}, k) AND arrayStringConcat(v) = {value:String}, mapKeys(ContentPieces), mapValues(ContentPieces)) OR arrayExists((k, v) -> has({keys:Array(String)}, k) AND (substring(v, 2) = {value:String} OR startsWith(v, 'd') AND ifNull(toFloat64OrNull(substring(v, 2)) = toFloat64OrNull({value:String}), 0) OR substring(v, 1, 1) IN ('a', 'm') AND position(v, concat(char(10, 3), {value:String})) > 0), mapKeys(OtherContent), mapValues(OtherContent)))
 LIMIT 500000
-SETTINGS max_memory_usage = 536870912, max_threads = 2, max_block_size = 8192, max_execution_time = 0, log_queries = 0, max_insert_threads = 1, async_insert = 0;
+SETTINGS max_memory_usage = 536870912, max_threads = 2, max_block_size = 128, max_execution_time = 0, log_queries = 0, max_insert_threads = 1, async_insert = 0;
 
 -- records
 INSERT INTO spanhouse.erasing (Erasure, Kind, Round, Key)
@@ -58,9 +58,9 @@ SETTINGS max_memory_usage = 536870912, max_threads = 2, max_block_size = 8192, m
 INSERT INTO spanhouse.erasing (Erasure, Kind, Round, Key)
 SELECT DISTINCT {erasure:String}, 'trace', {round:UInt16}, TraceId
 FROM spanhouse.content
-WHERE Tenant = {tenant:String} AND Day = toDate({day:UInt16}) AND (arrayExists((k, v) -> has({keys:Array(String)}, k) AND v = {value:String}, mapKeys(Content), mapValues(Content)) OR arrayExists((k, v) -> has({keys:Array(String)}, k) AND (substring(v, 2) = {value:String} OR startsWith(v, 'd') AND ifNull(toFloat64OrNull(substring(v, 2)) = toFloat64OrNull({value:String}), 0) OR substring(v, 1, 1) IN ('a', 'm') AND position(v, concat(char(10, 1), {value:String})) > 0), mapKeys(OtherContent), mapValues(OtherContent)))
+WHERE Tenant = {tenant:String} AND Day = toDate({day:UInt16}) AND (arrayExists((k, v) -> has({keys:Array(String)}, k) AND v = {value:String}, mapKeys(WholeContent), mapValues(WholeContent)) OR arrayExists((k, v) -> has({keys:Array(String)}, k) AND arrayStringConcat(v) = {value:String}, mapKeys(ContentPieces), mapValues(ContentPieces)) OR arrayExists((k, v) -> has({keys:Array(String)}, k) AND (substring(v, 2) = {value:String} OR startsWith(v, 'd') AND ifNull(toFloat64OrNull(substring(v, 2)) = toFloat64OrNull({value:String}), 0) OR substring(v, 1, 1) IN ('a', 'm') AND position(v, concat(char(10, 1), {value:String})) > 0), mapKeys(OtherContent), mapValues(OtherContent)))
 LIMIT 500000
-SETTINGS max_memory_usage = 536870912, max_threads = 2, max_block_size = 8192, max_execution_time = 0, log_queries = 0, max_insert_threads = 1, async_insert = 0;
+SETTINGS max_memory_usage = 536870912, max_threads = 2, max_block_size = 128, max_execution_time = 0, log_queries = 0, max_insert_threads = 1, async_insert = 0;
 
 -- records
 INSERT INTO spanhouse.erasing (Erasure, Kind, Round, Key)
@@ -106,9 +106,9 @@ SETTINGS max_memory_usage = 536870912, max_threads = 2, max_block_size = 8192, m
 INSERT INTO spanhouse.erasing (Erasure, Kind, Round, Key)
 SELECT DISTINCT {erasure:String}, 'trace', {round:UInt16}, TraceId
 FROM spanhouse.content
-WHERE Tenant = {tenant:String} AND Day = toDate({day:UInt16}) AND (arrayExists((k, v) -> has({keys:Array(String)}, k) AND v = {value:String}, mapKeys(Content), mapValues(Content)) OR arrayExists((k, v) -> has({keys:Array(String)}, k) AND (substring(v, 2) = {value:String} OR startsWith(v, 'd') AND ifNull(toFloat64OrNull(substring(v, 2)) = toFloat64OrNull({value:String}), 0) OR substring(v, 1, 1) IN ('a', 'm') AND position(v, concat(char(10, 1), {value:String})) > 0), mapKeys(OtherContent), mapValues(OtherContent)))
+WHERE Tenant = {tenant:String} AND Day = toDate({day:UInt16}) AND (arrayExists((k, v) -> has({keys:Array(String)}, k) AND v = {value:String}, mapKeys(WholeContent), mapValues(WholeContent)) OR arrayExists((k, v) -> has({keys:Array(String)}, k) AND arrayStringConcat(v) = {value:String}, mapKeys(ContentPieces), mapValues(ContentPieces)) OR arrayExists((k, v) -> has({keys:Array(String)}, k) AND (substring(v, 2) = {value:String} OR startsWith(v, 'd') AND ifNull(toFloat64OrNull(substring(v, 2)) = toFloat64OrNull({value:String}), 0) OR substring(v, 1, 1) IN ('a', 'm') AND position(v, concat(char(10, 1), {value:String})) > 0), mapKeys(OtherContent), mapValues(OtherContent)))
 LIMIT 500000
-SETTINGS max_memory_usage = 536870912, max_threads = 2, max_block_size = 8192, max_execution_time = 0, log_queries = 0, max_insert_threads = 1, async_insert = 0;
+SETTINGS max_memory_usage = 536870912, max_threads = 2, max_block_size = 128, max_execution_time = 0, log_queries = 0, max_insert_threads = 1, async_insert = 0;
 
 -- records
 INSERT INTO spanhouse.erasing (Erasure, Kind, Round, Key)

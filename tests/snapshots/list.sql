@@ -29,7 +29,9 @@ WHERE TraceId IN
             (
                 SELECT SpanKey FROM spanhouse.content
                 WHERE Hour >= toStartOfHour(fromUnixTimestamp64Nano({since:Int64}, 'UTC'))
-                    AND Content[{key1:String}] = {value1:String}
+                    AND WholeContent[{key1:String}] || arrayStringConcat(ContentPieces[{key1:String}])
+                        = {value1:String}
+                SETTINGS max_block_size = 128
             )) AND StatusCode = 2
         )
 )
