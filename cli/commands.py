@@ -277,10 +277,10 @@ def sampling_history(
     url: Url = None,
 ) -> None:
     """Show who changed the rules when."""
-    from cli import sampling
+    from cli import versions
 
     with _client(context, url, "default") as client:
-        sampling.draw_versions(_console(), client.sampling_versions(limit))
+        versions.draw(_console(), client.sampling_versions(limit), "rules")
 
 
 @sampling_commands.command("apply")
@@ -293,9 +293,9 @@ def sampling_apply(
     url: Url = None,
 ) -> None:
     """Replace the rules by those of a file."""
-    from cli import sampling
+    from cli import sampling, versions
 
-    wanted = sampling.read(rules)
+    wanted = versions.read(rules, "docs/sampling.md")
     with _client(context, url, "default") as client:
         version = client.sampling()["version"]
         change = {**wanted, "changed_by": by, "comment": comment, "version": version}

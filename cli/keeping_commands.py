@@ -39,10 +39,10 @@ def retention_history(
     url: Url = None,
 ) -> None:
     """Show who changed the policies when."""
-    from cli import retention
+    from cli import versions
 
     with _client(context, url, "default") as client:
-        retention.draw_versions(_console(), client.retention_versions(limit))
+        versions.draw(_console(), client.retention_versions(limit), "policies")
 
 
 @retention_commands.command("plan")
@@ -63,11 +63,11 @@ def retention_plan(
     url: Url = None,
 ) -> None:
     """Show what policies would come to, and what of what is stored they would let go. Changes nothing."""
-    from cli import retention, retention_plan
+    from cli import retention_plan, versions
 
     asked: dict[str, Any] = {"days": days, "names": names, "price_per_gb_month": price_per_gb_month}
     if policy is not None:
-        wanted = retention.read(policy)
+        wanted = versions.read(policy, "docs/retention.md")
         asked |= {"policies": wanted.pop("policies", []), "default": wanted.pop("default", {}), **wanted}
     with _client(context, url, "default") as client, _console(stderr=True).status("Looking at what is stored"):
         answer = client.plan_retention(asked)
@@ -88,9 +88,9 @@ def retention_apply(
     url: Url = None,
 ) -> None:
     """Replace the policies by those of a file. What is paused stays so."""
-    from cli import retention
+    from cli import retention, versions
 
-    wanted = retention.read(policy)
+    wanted = versions.read(policy, "docs/retention.md")
     with _client(context, url, "default") as client:
         now = client.retention()
         change = {**wanted, "changed_by": by, "comment": comment, "version": now["version"], "paused": now["paused"]}

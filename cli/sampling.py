@@ -1,31 +1,19 @@
-"""`spanhouse sampling`: show the rules and what came of them, their versions, and change them by a file."""
+"""`spanhouse sampling`: show the rules and what came of them."""
 
-import tomllib
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from cli.client import Trouble
-from cli.retention import matched, since
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The rules of a TOML file, as the API takes them. Raises Trouble."""
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise Trouble(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Trouble(f"cannot read {path}: {error}", "write it as docs/sampling.md has it") from error
+from cli.terminal import _plain
+from cli.versions import matched, title
 
 
 def draw(console: Console, sampling: dict[str, Any]) -> None:
     """The rules, in their order, with what they did in the last day where the server says so."""
-    by = f" by {sampling['changed_by']}" if sampling["changed_by"] else ""
-    title = f"Version {sampling['version']}{by}; traces are decided after {sampling['wait_s']:g} s"
-    table = Table(title=title, title_justify="left", box=None)
+    more = f"; traces are decided after {sampling['wait_s']:g} s"
+    table = Table(title=title(sampling, more), title_justify="left", box=None)
     for name, justify in (("rule", "left"), ("asks for", "left"), ("keeps", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     outcomes = {one["rule"]: one for one in sampling.get("last_day", [])}
@@ -38,17 +26,7 @@ def draw(console: Console, sampling: dict[str, Any]) -> None:
     for name, asked, share in rows:
         did = outcomes.get(name)
         counts = (f"{did['kept_traces']:,}", f"{did['left_out_traces']:,}") if did else ("", "") if outcomes else ()
-        table.add_row(name, asked, share.replace(".0000", ""), *counts)
-    console.print(table)
-
-
-def draw_versions(console: Console, versions: list[dict[str, Any]]) -> None:
-    """Who changed them when."""
-    table = Table(box=None)
-    for name in ("version", "since", "by", "rules", "comment"):
-        table.add_column(name)
-    for one in versions:
-        table.add_row(str(one["version"]), since(one), one["changed_by"], str(len(one["rules"])), one["comment"])
+        table.add_row(Text(_plain(name)), Text(_plain(asked)), share.replace(".0000", ""), *counts)
     console.print(table)
 
 

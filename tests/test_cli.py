@@ -12,7 +12,7 @@ from program import COMMAND, Program
 from rich.console import Console
 from xxhash import xxh3_128_digest
 
-from cli import terminal
+from cli import sampling, terminal, versions
 from cli.client import Client, Trouble
 from cli.demo import send
 from collector.frames import StoredFrame
@@ -314,3 +314,14 @@ def test_durations(nanoseconds: int, text: str) -> None:
 def test_a_url_that_is_none(url: str) -> None:
     with pytest.raises(Trouble, match=f"cannot use '{url}' as the server's URL"):
         Client(url, "default")
+
+
+def test_names_of_rules_and_people_are_shown_as_they_are() -> None:
+    rule = {"name": "crawler [b]\x1b[2J", "match": {"service": ["[red]"]}, "keep": 0.5}
+    version = {"version": 2, "changed_by": "ann [dim]", "comment": "[bold]", "since_unix_nano": "0", "rules": [rule]}
+    console = Console(file=io.StringIO(), width=200)
+    sampling.draw(console, {**version, "wait_s": 5, "default": {"keep": 1}})
+    versions.draw(console, [version], "rules")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [word in text for word in ("crawler [b]", "service [red]", "by ann [dim];", "[bold]")] == [True] * 4
+    assert "\x1b" not in text
