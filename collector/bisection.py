@@ -19,10 +19,10 @@ from pathlib import Path
 
 import orjson
 
-from collector.disk import sync_data, sync_directory
 from collector.frames import Signal, StoredFrame, encode_frame, read_frame, read_frames
 from collector.quarantine import normalise
 from collector.segments import PART_SUFFIX, SPLIT_SUFFIX, Items, Segment, copy_range
+from storage.disk import sync_data, sync_directory
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ from google.protobuf.message import DecodeError, EncodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from collector.disk import sync_directory, write_file
 from collector.frames import Frame, Signal, StoredFrame, encode_frame, read_frame
 from collector.ledger import Ledger
 from collector.schema import STRICT
+from storage.disk import sync_directory, write_file
 
 FRAME_SUFFIX, ENTRY_SUFFIX = ".frame", ".json"
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from collector.disk import sync_data, sync_directory, write_all, write_file
 from collector.frames import Frame, Signal, encode_frame, read_frames
 from collector.seen import SEEN_SUFFIX, seen_record
 from storage.decided import SUFFIX as DECIDED_SUFFIX
+from storage.disk import sync_data, sync_directory, write_all, write_file
 
 OPEN_SUFFIX, SEALED_SUFFIX, DAMAGED_SUFFIX = ".open", ".wal", ".damaged"
 SPLIT_SUFFIX, PART_SUFFIX = ".split", ".part"  # a bisection's, see there

@@ -23,12 +23,12 @@ from pathlib import Path
 
 from xxhash import xxh3_128_digest
 
-from collector.disk import sync_data, sync_directory
 from collector.frames import Frame
 from collector.ledger import Ledger
 from collector.seen import SeenFiles
 from collector.segments import LOCK_NAME, OpenSegment, Segment, recover_segments
 from collector.status import Overloaded, ShuttingDown, WalFull, WalUnavailable
+from storage.disk import sync_data, sync_directory
 
 __all__ = ["Frame", "Segment", "Wal", "WalInUse"]
 

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from storage.disk import sync_directory, write_file
 from storage.embedded import Embedded
 from storage.engine import Engine
 from storage.errors import StoreError, StoreUnavailable
@@ -101,7 +102,8 @@ class Workplace:
             engine.close()
             raise
         state = State(os.urandom(8).hex(), self._target, snapshot.name)
-        write_durably(self._state, json.dumps(asdict(state)).encode())
+        write_file(self._state, [json.dumps(asdict(state)).encode()], durable=True)
+        sync_directory(self._state.parent)
         return engine, state
 
     def complete(self) -> None:
@@ -174,18 +176,3 @@ class Workplace:
         for path in (self._frozen, self.scratch, self.pending):
             with suppress(FileNotFoundError):
                 shutil.rmtree(path)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that is whole or not there, whatever happens."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from storage.copy_source import AskForSnapshot, CannotCopy, OpenStore, State, Workplace, write_durably
+from storage.copy_source import AskForSnapshot, CannotCopy, OpenStore, State, Workplace
 from storage.copy_target import Target, code_of
 from storage.copy_traces import TraceRows, settled_unix_s
 from storage.copy_units import (
@@ -37,6 +37,7 @@ from storage.copy_units import (
     sums_of,
     units,
 )
+from storage.disk import sync_directory, write_file
 from storage.embedded import Embedded
 from storage.errors import StoreUnavailable
 from storage.literals import literal
@@ -303,9 +304,10 @@ class Copy:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         for i, each in enumerate(inserts):
-            write_durably(temporary / f"{i}.native", each.block)
+            write_file(temporary / f"{i}.native", [each.block], durable=True)
             said = {"table": each.table, "columns": each.columns, "token": each.token}
-            write_durably(temporary / f"{i}.json", json.dumps(said).encode())
+            write_file(temporary / f"{i}.json", [json.dumps(said).encode()], durable=True)
+        sync_directory(temporary)
         temporary.rename(self._workplace.pending)
 
     def _resume(self) -> None:

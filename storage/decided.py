@@ -5,12 +5,13 @@ A row each: tenant, trace id, weight (0: left out) and how many spans of the seg
 RowBinary. Traces that weigh 1 are not in it.
 """
 
-import os
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from storage.disk import sync_directory, write_file
 
 SUFFIX = ".decided"
 _TAIL = struct.Struct("<fI")
@@ -32,19 +33,12 @@ def decided_path(segment: Path) -> Path:
 
 def write(path: Path, decided: Iterable[Decided]) -> None:
     """Write the file, durably. Raises OSError."""
-    temporary = path.with_suffix(f"{SUFFIX}.tmp")
-    with temporary.open("wb") as file:
-        for one in decided:
-            tenant = one.tenant.encode()
-            file.write(_length(len(tenant)) + tenant + one.trace_id + _TAIL.pack(one.weight, one.spans))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    rows = []
+    for one in decided:
+        tenant = one.tenant.encode()
+        rows.append(_length(len(tenant)) + tenant + one.trace_id + _TAIL.pack(one.weight, one.spans))
+    write_file(path, [b"".join(rows)], durable=True)
+    sync_directory(path.parent)
 
 
 def read(path: Path) -> Iterator[Decided]:

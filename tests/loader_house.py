@@ -5,12 +5,12 @@ from pathlib import Path
 
 from frame_samples import until
 
-from collector.disk import write_file
 from collector.frames import Frame, encode_frame, read_frames
 from collector.ledger import Ledger
 from collector.loader import Load, Loader
 from collector.quarantine import Quarantine
 from collector.wal import Wal
+from storage.disk import write_file
 from storage.errors import DataError
 
 SEGMENT_ID = "1700000000000000000-abcdef"

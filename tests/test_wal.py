@@ -11,11 +11,11 @@ import pytest
 from frame_samples import digests, frame, frame_of, until
 from wal_log import Log, append
 
-from collector.disk import write_all
 from collector.frames import Frame, read_frames
 from collector.ledger import Ledger
 from collector.status import Overloaded, ShuttingDown, WalFull
 from collector.wal import Wal
+from storage.disk import write_all
 
 
 @pytest.fixture

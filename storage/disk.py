@@ -1,4 +1,4 @@
-"""How bytes get to a disk and stay there: the calls that the WAL and the quarantine stand on. No thread of its own."""
+"""How bytes get to a disk and stay there: the log, the quarantine and files beside them. No thread of its own."""
 
 import errno
 import fcntl
