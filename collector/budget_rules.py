@@ -4,12 +4,14 @@ Pure. What happens by them is budgets.py's.
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from storage.rules import BadRules, only
 
 BUDGETS_MAX = 10_000
 EVERY = "*"
@@ -21,10 +23,6 @@ LONG_BYTES_MIN = 512
 Refuse = Literal["retryable", "partial_success"]
 _REFUSE: tuple[Refuse, ...] = ("retryable", "partial_success")
 _SIZE = TypeAdapter(ByteSize)
-
-
-class BadBudgets(Exception):
-    """Budgets that cannot be used. The text says which, why and what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,42 +63,40 @@ NONE = Rules({})
 
 
 def load(path: Path | None) -> Rules:
-    """The budgets of a file. Raises BadBudgets."""
+    """The budgets of a file. Raises BadRules."""
     if path is None:
         return NONE
     try:
         return parsed(tomllib.loads(path.read_text()))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadBudgets(f"cannot read the budgets in {path}: {error}") from error
-    except BadBudgets as error:
-        raise BadBudgets(f"{error} (in {path})") from error
+        raise BadRules(f"cannot read the budgets in {path}: {error}") from error
+    except BadRules as error:
+        raise BadRules(f"{error} (in {path})") from error
 
 
 def parsed(document: Mapping[str, Any]) -> Rules:
-    """Budgets as in a file. Raises BadBudgets."""
-    _only(document, ("budgets", "whole", "steps", "shorten", "sample"), "the file")
+    """Budgets as in a file. Raises BadRules."""
+    only(document, ("budgets", "whole", "steps", "shorten", "sample"), "the file")
     entries = document.get("budgets", [])
     if not isinstance(entries, list) or len(entries) > BUDGETS_MAX:
-        raise BadBudgets(f"cannot use budgets: write [[budgets]] with two brackets, {BUDGETS_MAX} at most")
+        raise BadRules(f"cannot use budgets: write [[budgets]] with two brackets, {BUDGETS_MAX} at most")
     tenants: dict[str, Budget] = {}
     for number, entry in enumerate(entries, 1):
         where = f"budget {number}"
-        _only(_table(entry, where), ("tenant", "bytes", "refuse"), where)
+        only(_table(entry, where), ("tenant", "bytes", "refuse"), where)
         tenant = entry.get("tenant")
         if not isinstance(tenant, str) or not tenant:
-            raise BadBudgets(
-                f'cannot use {where}: it needs a tenant, such as "team-a", or "{EVERY}" for each other one'
-            )
+            raise BadRules(f'cannot use {where}: it needs a tenant, such as "team-a", or "{EVERY}" for each other one')
         if tenant in tenants:
-            raise BadBudgets(f"cannot use {where}: there is another one of tenant {tenant!r}")
+            raise BadRules(f"cannot use {where}: there is another one of tenant {tenant!r}")
         tenants[tenant] = _budget(entry, where)
     whole = _table(document.get("whole", {}), "[whole]")
-    _only(whole, ("bytes", "refuse"), "[whole]")
+    only(whole, ("bytes", "refuse"), "[whole]")
     steps = _table(document.get("steps", {}), "[steps]")
-    _only(steps, (*STEPS[1:], "hysteresis"), "[steps]")
+    only(steps, (*STEPS[1:], "hysteresis"), "[steps]")
     shorten, sample = _table(document.get("shorten", {}), "[shorten]"), _table(document.get("sample", {}), "[sample]")
-    _only(shorten, ("longer_than",), "[shorten]")
-    _only(sample, ("keep",), "[sample]")
+    only(shorten, ("longer_than",), "[shorten]")
+    only(sample, ("keep",), "[sample]")
     return Rules(
         tenants,
         _budget(whole, "[whole]") if whole else None,
@@ -116,7 +112,7 @@ def _shares(steps: Mapping[str, Any]) -> tuple[float, float, float, float]:
         _number(steps, name, share, 10, "[steps]") for name, share in zip(STEPS[1:], NONE.shares, strict=True)
     )
     if not 0 < warn <= shorten <= sample <= refuse:
-        raise BadBudgets(
+        raise BadRules(
             f"cannot use [steps] warn {warn:g}, shorten {shorten:g}, sample {sample:g}, refuse {refuse:g}: none may be "
             "less than the one before it, and warn has to be more than 0"
         )
@@ -126,7 +122,7 @@ def _shares(steps: Mapping[str, Any]) -> tuple[float, float, float, float]:
 def _budget(entry: Mapping[str, Any], where: str) -> Budget:
     refuse = entry.get("refuse", "retryable")
     if refuse not in _REFUSE:
-        raise BadBudgets(f"cannot use refuse = {refuse!r} of {where}: write one of {', '.join(_REFUSE)}")
+        raise BadRules(f"cannot use refuse = {refuse!r} of {where}: write one of {', '.join(_REFUSE)}")
     return Budget(_bytes(entry.get("bytes"), 1, f"bytes of {where}"), refuse)
 
 
@@ -136,23 +132,18 @@ def _bytes(value: Any, least: int, what: str) -> int:
     except ValidationError:
         size = 0
     if size < least:
-        raise BadBudgets(f'cannot use {what}: {value!r} is no size of at least {least} bytes, such as "50 GB"')
+        raise BadRules(f'cannot use {what}: {value!r} is no size of at least {least} bytes, such as "50 GB"')
     return size
 
 
 def _number(given: Mapping[str, Any], name: str, default: float, most: float, where: str) -> float:
     value = given.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        raise BadBudgets(f"cannot use {name} = {value!r} of {where}: write a number from 0 to {most:g}")
+        raise BadRules(f"cannot use {name} = {value!r} of {where}: write a number from 0 to {most:g}")
     return float(value)
 
 
 def _table(given: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
-        raise BadBudgets(f"cannot use {where}: it has to be a table of names and values")
+        raise BadRules(f"cannot use {where}: it has to be a table of names and values")
     return given
-
-
-def _only(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    if unknown := sorted(set(given) - set(known)):
-        raise BadBudgets(f"cannot use {unknown[0]!r} in {where}; known are {', '.join(known)}")

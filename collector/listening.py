@@ -14,6 +14,10 @@ import uvicorn
 GRACE_S = 10
 
 
+class CannotListen(Exception):
+    """An address cannot be listened on. The text is a sentence for a person, with the way out."""
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A TCP socket bound to the address; it refuses connections until a server listens. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -26,6 +30,21 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+@contextmanager
+def named(host: str, port: int, option: str) -> Iterator[None]:
+    """Say of an address that cannot be listened on which it is, and how to choose another. Raises CannotListen."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CannotListen(f"cannot listen on {host} port {port}: {reason}; choose another with {option}") from error
+
+
+def in_url(host: str) -> str:
+    """A host as addresses have it."""
+    return f"[{host}]" if ":" in host else host
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from query.errors import Refused
 from query.parameters import NoParameters, only_known
 from storage.expiry import Expiry
 from storage.policies import RetentionPolicies, VersionConflict
-from storage.retention import BadPolicies, Keep, Policies, parsed
+from storage.retention import Keep, Policies, parsed
+from storage.rules import BadRules
 
 VERSIONS_MAX = 1_000
 WHO_CHARACTERS_MAX = 200
@@ -131,7 +132,7 @@ def router(policies: RetentionPolicies, expiry: Expiry) -> APIRouter:
             new = parsed({"policies": wanted.policies, "default": wanted.default})
             new = replace(new, paused=wanted.paused)
             return _answer(policies.put(new, wanted.changed_by, wanted.comment, wanted.version))
-        except BadPolicies as error:
+        except BadRules as error:
             raise Refused(400, str(error)) from error
         except VersionConflict as error:
             raise Refused(409, str(error)) from error

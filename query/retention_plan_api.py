@@ -10,9 +10,10 @@ from query.bodies import JsonRoute
 from query.errors import Refused
 from query.parameters import NoParameters, only_known
 from query.retention_api import KeepAnswer, keep_answer
-from storage.retention import BadPolicies, parsed
+from storage.retention import parsed
 from storage.retention_figures import Amount, Kept, Outcome
 from storage.retention_plan import DAYS, DAYS_MAX, NAMES, Busy, RetentionPlans
+from storage.rules import BadRules
 
 _GB = 10**9
 _MONTH_PRICE_MAX = 1e6
@@ -103,7 +104,7 @@ def router(plans: RetentionPlans) -> APIRouter:
         given = {key: value for key in ("policies", "default") if (value := getattr(asked, key)) is not None}
         try:
             made = plans.plan(parsed(given) if given else None, asked.days, asked.names)
-        except BadPolicies as error:
+        except BadRules as error:
             raise Refused(400, str(error)) from error
         except Busy as error:
             raise Refused(409, str(error)) from error

@@ -10,7 +10,8 @@ from query.errors import Refused
 from query.parameters import NoParameters, only_known
 from query.retention_api import COMMENT_CHARACTERS_MAX, WHO_CHARACTERS_MAX, HistoryParameters
 from storage.policies import VersionConflict
-from storage.sampling import BadRules, Rules, parsed
+from storage.rules import BadRules
+from storage.sampling import Rules, parsed
 from storage.sampling_rules import Outcome, SamplingRules
 
 

@@ -29,10 +29,11 @@ from storage.decode_records import RecordDecoder
 from storage.errors import DataError, OutOfMemory, QueryTimeout, QueryTooLarge, StoreError, StoreUnavailable
 from storage.literals import literal
 from storage.recheck import born_unix_nano
-from storage.redaction import BadRedaction, Redaction
+from storage.redaction import Redaction
 from storage.redaction_sql import RedactionSql
 from storage.retention import Policies
 from storage.retention_sql import ClassSql
+from storage.rules import BadRules
 from storage.shortening import Shortening
 from storage.vocabulary import Vocabulary
 
@@ -244,7 +245,7 @@ class Engine(ABC):
             self._build()
 
     def redact(self, redaction: Redaction) -> None:
-        """Let loads apply these rules; to be called before the first load. Raises BadRedaction, StoreUnavailable.
+        """Let loads apply these rules; to be called before the first load. Raises BadRules, StoreUnavailable.
 
         A segment whose load was cut short is stored once, as far as its rows are the same under the rules it is loaded
         again with; those that replace what policies match may move a span to another class.
@@ -256,9 +257,9 @@ class Engine(ABC):
                 rows = self._probe(select)
             except ClickHouseError as error:
                 text = f"cannot use the pattern {rule.pattern!r} of rule {rule.name!r}: {text_of(error)}"
-                raise BadRedaction(text) from error
+                raise BadRules(text) from error
             if rows[0][0]:
-                raise BadRedaction(
+                raise BadRules(
                     f"cannot use the pattern {rule.pattern!r} of rule {rule.name!r}: it matches a text without "
                     "characters; write + where * stands"
                 )

@@ -127,9 +127,9 @@ class Day:
     ) -> None:  # fmt: skip
         self._engine, self._policies, self._changes, self._day = engine, policies, changes, day
         self._found = {table: of.get(day, set()) for table, of in classes.items()}
-        self._verdicts = Verdicts(engine, policies, pins, day)
         near = (classes["spans"].get(day + timedelta(days=days), set()) for days in (-1, 0, 1))
         self._near = set[int]().union(*near)
+        self._verdicts = Verdicts(engine, policies, pins, day, stored=self._near)
         self.pinned = PINNED in self._found["spans"]
         """Whether something is there since it is pinned, or was."""
 
@@ -140,11 +140,11 @@ class Day:
         """
         going: dict[str, Going] = {}
         before = {table: self._rows(table) for table in ROW}
-        thin, alike = due.thin, self._verdicts.are_as_stored(self._near)
+        thin, alike = due.thin, self._verdicts.are_as_stored()
         if alike and len(self._near) < 2 and not thin & self._near:
             self._forget_records(due.content, self._found["spans"], self._with_spans, going)
         else:
-            self._verdicts.write(self._near, thin)
+            self._verdicts.write(thin)
             classes = self._verdicts.classes()
             self.pinned |= any(class_ & CLASS_MAX == PINNED for class_ in classes)
             dropped = {class_ | DROPPED for class_ in thin}

@@ -82,7 +82,7 @@ class RetentionPolicies:
     def put(self, wanted: Policies, changed_by: str, comment: str, expected: int | None = None) -> Policies:
         """Make these the next version, if `expected` is the newest one or None.
 
-        Raises BadPolicies, VersionConflict, StoreUnavailable.
+        Raises BadRules, VersionConflict, StoreUnavailable.
         """
         ClassSql(wanted, self._vocabulary).resource_bits  # noqa: B018 (it raises)
         with self._changing:

@@ -6,32 +6,26 @@ changed and nobody gets after it. Pure; what it comes to in SQL is retention_sql
 """
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
+
+from storage.match import TEXT_BYTES_MAX, Match
+from storage.match import parsed as parsed_match
+from storage.rules import BadRules, only
 
 UNKNOWN, DEFAULT, PINNED, FIRST = 0, 1, 2, 16
 """Classes: of rows from before there were policies, of the default, of what is kept because somebody pinned it, and the
 least one of a policy; others are free."""
 POLICIES_MAX = 64
-VALUES_MAX = 100
-TEXT_BYTES_MAX = 256
 DAYS_MAX = 36_500
 THIN_KEEP_MIN = 0.001
 CLASS_MAX = (1 << 14) - 1
 THINNED, DROPPED = 1 << 15, 1 << 14
 """Bits beside a class: of traces that stand for others, since those went; and of those others."""
-STATUSES = {"unset": 0, "ok": 1, "error": 2}
-TEXTS = ("tenant", "service", "environment", "operation", "agent", "model", "run", "session", "user")
-"""What a policy matches by text: any of several, each with `*` for any characters."""
-_MATCH_KEYS = (*TEXTS, "status", "min_duration_ms", "max_duration_ms", "attributes")
 _KEEP_KEYS = ("skeleton_days", "content_days", "expire_early", "thin_after_days", "thin_keep")
 _POLICY_KEYS = ("name", "match", *_KEEP_KEYS)
-
-
-class BadPolicies(ValueError):
-    """Policies that cannot be used. The text says which, why and what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +51,6 @@ class Keep:
         """As in a file."""
         keys = _KEEP_KEYS if self.thin_after_days else _KEEP_KEYS[:-2]
         return {key: getattr(self, key) for key in keys}
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """What a span has to be, all of it. Texts are alternatives; without any, everything will do."""
-
-    texts: Mapping[str, tuple[str, ...]]
-    status: tuple[str, ...] = ()
-    min_duration_ms: float | None = None
-    max_duration_ms: float | None = None
-    attributes: Mapping[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +148,7 @@ class Policies:
                 class_, free = free, free + 1
             policies.append(replace(policy, class_=class_))
         if free > CLASS_MAX:
-            raise BadPolicies(
+            raise BadRules(
                 f"cannot add another policy: all {CLASS_MAX + 1 - FIRST} classes were used; give a policy an old name"
             )
         names = {policy.name for policy in policies}
@@ -174,29 +157,29 @@ class Policies:
 
 
 def from_toml(text: str) -> Policies:
-    """Policies of a file. Raises BadPolicies."""
+    """Policies of a file. Raises BadRules."""
     try:
         return parsed(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise BadPolicies(f"cannot read the policies: {error}") from error
+        raise BadRules(f"cannot read the policies: {error}") from error
 
 
 def parsed(document: Mapping[str, Any]) -> Policies:
-    """Policies as in a file or a body: `policies` (in TOML `[[policies]]`) and `default`. Raises BadPolicies."""
-    _only(document, ("policies", "default"), "the policies")
+    """Policies as in a file or a body: `policies` (in TOML `[[policies]]`) and `default`. Raises BadRules."""
+    only(document, ("policies", "default"), "the policies")
     given = document.get("policies", [])
     if not isinstance(given, Sequence) or isinstance(given, str | bytes):
-        raise BadPolicies("cannot use `policies`: it has to be a list, in TOML [[policies]]")
+        raise BadRules("cannot use `policies`: it has to be a list, in TOML [[policies]]")
     if len(given) > POLICIES_MAX:
-        raise BadPolicies(f"cannot use {len(given)} policies: {POLICIES_MAX} are the most")
+        raise BadRules(f"cannot use {len(given)} policies: {POLICIES_MAX} are the most")
     policies = tuple(_policy(one, i) for i, one in enumerate(given))
     names = [policy.name for policy in policies]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise BadPolicies(f"cannot use two policies of one name: {twice!r}")
+        raise BadRules(f"cannot use two policies of one name: {twice!r}")
     default = document.get("default", {})
     if not isinstance(default, Mapping):
-        raise BadPolicies("cannot use `default`: it has to hold skeleton_days and content_days")
-    _only(default, _KEEP_KEYS, "the default")
+        raise BadRules("cannot use `default`: it has to hold skeleton_days and content_days")
+    only(default, _KEEP_KEYS, "the default")
     return Policies(policies, _keep(default, Keep(), "the default"))
 
 
@@ -222,15 +205,15 @@ def stored(document: Mapping[str, Any]) -> Policies:
 def _policy(one: Any, index: int) -> Policy:
     where = f"policy {index + 1}"
     if not isinstance(one, Mapping):
-        raise BadPolicies(f"cannot use {where}: it has to be a table with name, match, skeleton_days and content_days")
+        raise BadRules(f"cannot use {where}: it has to be a table with name, match, skeleton_days and content_days")
     name = one.get("name")
     if not isinstance(name, str) or not name.strip() or len(name.encode()) > TEXT_BYTES_MAX:
-        raise BadPolicies(f"cannot use {where}: it needs a name of 1 to {TEXT_BYTES_MAX} bytes")
+        raise BadRules(f"cannot use {where}: it needs a name of 1 to {TEXT_BYTES_MAX} bytes")
     if name == "default":
-        raise BadPolicies("cannot call a policy 'default': write [default] for what no policy matches")
+        raise BadRules("cannot call a policy 'default': write [default] for what no policy matches")
     where = f"policy {name!r}"
-    _only(one, _POLICY_KEYS, where)
-    return Policy(name, _match(one.get("match", {}), where), _keep(one, None, where))
+    only(one, _POLICY_KEYS, where)
+    return Policy(name, parsed_match(one.get("match", {}), where), _keep(one, None, where))
 
 
 def _keep(one: Mapping[str, Any], default: Keep | None, where: str) -> Keep:
@@ -238,14 +221,14 @@ def _keep(one: Mapping[str, Any], default: Keep | None, where: str) -> Keep:
     for key in ("skeleton_days", "content_days"):
         value = one.get(key, getattr(default, key, None))
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= DAYS_MAX:
-            raise BadPolicies(f"cannot use {where}: {key} is {value!r}; write whole days from 1 to {DAYS_MAX}")
+            raise BadRules(f"cannot use {where}: {key} is {value!r}; write whole days from 1 to {DAYS_MAX}")
         days[key] = value
     early = one.get("expire_early", False)
     if not isinstance(early, bool):
-        raise BadPolicies(f"cannot use {where}: expire_early is {early!r}; write true or false")
+        raise BadRules(f"cannot use {where}: expire_early is {early!r}; write true or false")
     keep = Keep(**days, expire_early=early, **_thinning(one, days["skeleton_days"], where))
     if keep.content_days > keep.skeleton_days:
-        raise BadPolicies(
+        raise BadRules(
             f"cannot use {where}: content for {keep.content_days} days without its skeleton, which is kept for "
             f"{keep.skeleton_days}; content_days has to be skeleton_days at most"
         )
@@ -257,89 +240,19 @@ def _thinning(one: Mapping[str, Any], skeleton_days: int, where: str) -> dict[st
     if after is None and share is None:
         return {}
     if not isinstance(after, int) or isinstance(after, bool) or not 1 <= after < skeleton_days:
-        raise BadPolicies(
+        raise BadRules(
             f"cannot use {where}: thin_after_days is {after!r}; write whole days from 1 to {skeleton_days - 1}, before "
             "the skeletons go"
         )
     if not isinstance(share, int | float) or isinstance(share, bool) or not THIN_KEEP_MIN <= share < 1:
-        raise BadPolicies(f"cannot use {where}: thin_keep is {share!r}; write a share from {THIN_KEEP_MIN} to below 1")
+        raise BadRules(f"cannot use {where}: thin_keep is {share!r}; write a share from {THIN_KEEP_MIN} to below 1")
     return {"thin_after_days": after, "thin_keep": float(share)}
-
-
-def parsed_match(one: Any, where: str) -> Match:
-    """A match as in a file, of what `where` names. Raises BadPolicies."""
-    return _match(one, where)
-
-
-def match_json(match: Match) -> dict[str, Any]:
-    """As `parsed_match` takes it."""
-    return dict(_match_json(match))
-
-
-def _match(one: Any, where: str) -> Match:
-    if not isinstance(one, Mapping):
-        raise BadPolicies(f"cannot use the match of {where}: it has to be a table such as {{ service = 'crawler' }}")
-    _only(one, _MATCH_KEYS, f"the match of {where}")
-    texts = {key: _texts(one[key], f"{key} of {where}") for key in TEXTS if key in one}
-    status = _texts(one["status"], f"status of {where}") if "status" in one else ()
-    if unknown := next((text for text in status if text not in STATUSES), None):
-        raise BadPolicies(f"cannot use {where}: status {unknown!r} is none of {', '.join(STATUSES)}")
-    attributes = one.get("attributes", {})
-    if not isinstance(attributes, Mapping) or len(attributes) > VALUES_MAX:
-        raise BadPolicies(f"cannot use {where}: attributes has to be a table of at most {VALUES_MAX} keys")
-    return Match(
-        texts,
-        status,
-        _duration(one, "min_duration_ms", where),
-        _duration(one, "max_duration_ms", where),
-        {key: _texts(value, f"attribute {key!r} of {where}") for key, value in attributes.items()},
-    )
-
-
-def _duration(one: Mapping[str, Any], key: str, where: str) -> float | None:
-    value = one.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1e12:
-        raise BadPolicies(f"cannot use {where}: {key} is {value!r}; write milliseconds from 0 on")
-    return float(value)
-
-
-def _texts(value: Any, where: str) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str | int | float | bool) else value
-    if not isinstance(values, Sequence) or not 1 <= len(values) <= VALUES_MAX:
-        raise BadPolicies(f"cannot use {where}: write a text, or a list of 1 to {VALUES_MAX} texts")
-    return tuple(_text(one, where) for one in values)
-
-
-def _text(value: Any, where: str) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    if not isinstance(value, str | int | float) or not text or len(text.encode()) > TEXT_BYTES_MAX:
-        raise BadPolicies(f"cannot use {where}: {value!r} is no text of 1 to {TEXT_BYTES_MAX} bytes")
-    return text
-
-
-def _only(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    if unknown := sorted(set(given) - set(known)):
-        raise BadPolicies(f"cannot use {unknown[0]!r} in {where}; known are {', '.join(known)}")
 
 
 def _policy_json(policy: Policy) -> dict[str, Any]:
     return {
         "name": policy.name,
-        "match": dict(_match_json(policy.match)),
+        "match": policy.match.json(),
         **policy.keep.json(),
         "class": policy.class_,
     }
-
-
-def _match_json(match: Match) -> Iterator[tuple[str, Any]]:
-    for key, values in match.texts.items():
-        yield key, list(values)
-    if match.status:
-        yield "status", list(match.status)
-    for key in ("min_duration_ms", "max_duration_ms"):
-        if (value := getattr(match, key)) is not None:
-            yield key, value
-    if match.attributes:
-        yield "attributes", {key: list(values) for key, values in match.attributes.items()}

@@ -76,7 +76,7 @@ class RetentionPlans:
     def plan(self, wanted: Policies | None, days: int = DAYS, names: int = NAMES) -> Plan:
         """What these would come to, or those in force for None, by the last `days` whole days.
 
-        Raises BadPolicies, Busy, and what Engine.read raises.
+        Raises BadRules, Busy, and what Engine.read raises.
         """
         if not self._one.acquire(blocking=False):
             raise Busy("cannot plan while another plan is being worked out: try again when that is done")

@@ -9,7 +9,9 @@ from functools import cached_property
 
 from storage.decode import content_rule
 from storage.literals import literal
-from storage.retention import DEFAULT, STATUSES, BadPolicies, Match, Policies
+from storage.match import STATUSES, Match
+from storage.retention import DEFAULT, Policies
+from storage.rules import BadRules
 from storage.vocabulary import Vocabulary
 
 CONDITIONS_MAX = 64
@@ -30,14 +32,14 @@ _COLUMNS = {"tenant": "Tenant", "service": "ServiceName"}
 
 
 class ClassSql:
-    """The class of a span by these policies. Raises BadPolicies for what the store cannot tell of a span."""
+    """The class of a span by these policies. Raises BadRules for what the store cannot tell of a span."""
 
     def __init__(self, policies: Policies, vocabulary: Vocabulary) -> None:
         self._policies, self._vocabulary = policies, vocabulary
         for policy in policies.policies:
             for key in policy.match.attributes or ():
                 if content_rule().holds(key, ""):
-                    raise BadPolicies(
+                    raise BadRules(
                         f"cannot match the attribute {key!r} of policy {policy.name!r}: it is content, which is "
                         "kept apart; match what is on the skeleton"
                     )
@@ -49,7 +51,7 @@ class ClassSql:
         self._class(lambda condition: conditions.append(condition) or "0")  # type: ignore[func-returns-value]
         distinct = list(dict.fromkeys(conditions))
         if len(distinct) > CONDITIONS_MAX:
-            raise BadPolicies(
+            raise BadRules(
                 f"cannot use policies with {len(distinct)} different conditions on what resources say: "
                 f"{CONDITIONS_MAX} are the most; merge some by lists of values"
             )

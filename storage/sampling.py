@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from storage.retention import TEXT_BYTES_MAX, BadPolicies, Match, match_json, parsed_match
+from storage.match import TEXT_BYTES_MAX, Match
+from storage.match import parsed as parsed_match
+from storage.rules import BadRules, only
 
 RULES_MAX = 48
 """They are bits of a number."""
@@ -26,10 +28,6 @@ ORDINARY_NANO_MAX = 10_000_000_000
 """A trace that lasts so long is no ordinary one."""
 _SEED = 0x5350414E
 _RULE_KEYS = ("name", "match", "min_trace_ms", "rare_below", "first_traces", "keep")
-
-
-class BadRules(ValueError):
-    """Rules that cannot be used. The text says which, why and what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +146,7 @@ def from_toml(text: str) -> Rules:
 
 def parsed(document: Mapping[str, Any]) -> Rules:
     """Rules as in a file or a body: `wait_s`, `rules` (in TOML `[[rules]]`) and `default`. Raises BadRules."""
-    _only(document, ("wait_s", "rules", "default"), "the sampling rules")
+    only(document, ("wait_s", "rules", "default"), "the sampling rules")
     given = document.get("rules", [])
     if not isinstance(given, Sequence) or isinstance(given, str | bytes):
         raise BadRules("cannot use `rules`: it has to be a list, in TOML [[rules]]")
@@ -161,7 +159,7 @@ def parsed(document: Mapping[str, Any]) -> Rules:
     default = document.get("default", {})
     if not isinstance(default, Mapping):
         raise BadRules("cannot use `default`: it has to hold keep")
-    _only(default, ("keep",), "the default")
+    only(default, ("keep",), "the default")
     wait_s = _number(document.get("wait_s", 30), "wait_s", 1, WAIT_S_MAX, "the sampling rules")
     return Rules(rules, _keep(default.get("keep", 1), "the default"), wait_s)
 
@@ -190,13 +188,10 @@ def _rule(one: Any, index: int) -> Rule:
     if name in {DEFAULT, BUDGET}:
         raise BadRules(f"cannot call a rule {name!r}: that is what decides where no rule does")
     where = f"rule {name!r}"
-    _only(one, _RULE_KEYS, where)
+    only(one, _RULE_KEYS, where)
     if "keep" not in one:
         raise BadRules(f"cannot use {where}: it needs keep, the share of its traces that is kept")
-    try:
-        match = parsed_match(one["match"], where) if "match" in one else None
-    except BadPolicies as error:
-        raise BadRules(str(error)) from error
+    match = parsed_match(one["match"], where) if "match" in one else None
     return Rule(
         name,
         _keep(one["keep"], where),
@@ -227,15 +222,10 @@ def _number(value: Any, key: str, least: float, most: float, where: str) -> floa
     return float(value)
 
 
-def _only(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    if unknown := sorted(set(given) - set(known)):
-        raise BadRules(f"cannot use {unknown[0]!r} in {where}; known are {', '.join(known)}")
-
-
 def _rule_json(rule: Rule) -> Iterator[tuple[str, Any]]:
     yield "name", rule.name
     if rule.match is not None:
-        yield "match", match_json(rule.match)
+        yield "match", rule.match.json()
     for key in ("min_trace_ms", "rare_below", "first_traces"):
         if (value := getattr(rule, key)) is not None:
             yield key, value

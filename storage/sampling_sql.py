@@ -9,9 +9,10 @@ from pathlib import Path
 from storage.canonical import CanonicalSql
 from storage.decode import Decoder, Rows
 from storage.literals import literal
-from storage.retention import BadPolicies, Keep, Policies, Policy
+from storage.retention import Keep, Policies, Policy
 from storage.retention_sql import ClassSql
-from storage.sampling import BadRules, Rules
+from storage.rules import BadRules
+from storage.sampling import Rules
 from storage.scores import EVENTS, KEYS, TRIGGERED
 from storage.vocabulary import Vocabulary
 
@@ -56,7 +57,7 @@ class SurveySql:
         try:
             matched = _MatchedSql(Policies(matching), vocabulary)
             conditions = len(matched.resource)
-        except BadPolicies as error:
+        except BadRules as error:
             raise BadRules(str(error).replace("policy", "rule").replace("policies", "rules")) from error
         if conditions > CONDITIONS_MAX:
             raise BadRules(

@@ -10,6 +10,7 @@ bit THINNED, or with DROPPED. Assessed traces stay.
 
 from collections.abc import Set
 from datetime import date, timedelta
+from functools import cached_property
 
 from storage.engine import Engine
 from storage.pins import PINNED_TRACES, Pins
@@ -53,18 +54,22 @@ BOUNDED = (
 
 
 class Verdicts:
-    """The verdicts on one day, in a table, from `write` to `forget`. Raises StoreUnavailable."""
+    """The verdicts on one day, in a table, from `write` to `forget`. Raises StoreUnavailable.
 
-    def __init__(self, engine: Engine, policies: RetentionPolicies, pins: Pins, day: date) -> None:
-        self._engine, self._policies, self._pins, self._day = engine, policies, pins, day
+    `stored` are the classes that the day and its neighbours have rows of.
+    """
 
-    def write(self, stored: set[int], thin: Set[int] = frozenset()) -> None:
-        """Work them out. `stored` are the classes that the day and its neighbours have rows of; some are thinned."""
+    def __init__(self, engine: Engine, policies: RetentionPolicies, pins: Pins, day: date, *, stored: Set[int]) -> None:
+        self._engine, self._policies, self._pins, self._day, self._stored = engine, policies, pins, day, stored
+
+    def write(self, thin: Set[int] = frozenset()) -> None:
+        """Work them out; traces of some classes are thinned."""
         self.forget()
         shares = 1 + self._spans() // SPANS_MAX
         order = f"[{', '.join(f'toUInt16({class_})' for class_ in self._policies.current.order)}]"
-        anew = f"bitOr({self._policies.sql.of_spans()}, bitAnd(Class, toUInt16({THINNED})))"
-        class_of_span = "Class" if self._matched_alike(stored) else anew
+        class_of_span = "Class"
+        if not self._matched_alike:
+            class_of_span = f"bitOr({self._policies.sql.of_spans()}, bitAnd(Class, toUInt16({THINNED})))"
         class_ = self._thinned(thin)
         if self._pins.any():
             class_ = f"if({PINNED_TRACES}, bitOr(toUInt16({PINNED}), bitAnd(First, toUInt16({THINNED}))), {class_})"
@@ -115,13 +120,14 @@ class Verdicts:
     def _spans(self) -> int:
         return int(self._engine.rows(f"SELECT count() FROM spanhouse.spans WHERE {self._is}")[0][0])
 
-    def are_as_stored(self, stored: set[int]) -> bool:
+    def are_as_stored(self) -> bool:
         """Whether they follow from the classes that rows have."""
         inherited = f"SELECT count() FROM spanhouse.inherited WHERE {self._is}"
-        return self._matched_alike(stored) and not self._pins.any() and not self._engine.rows(inherited)[0][0]
+        return self._matched_alike and not self._pins.any() and not self._engine.rows(inherited)[0][0]
 
-    def _matched_alike(self, stored: set[int]) -> bool:
-        if not stored <= set(self._policies.current.order):
+    @cached_property
+    def _matched_alike(self) -> bool:
+        if not self._stored <= set(self._policies.current.order):
             return False
         near = f"Day >= '{self._day - _ONE_DAY}' AND Day <= '{self._day + _ONE_DAY}'"
         received = "toUnixTimestamp(min(Received)), toUnixTimestamp(max(Received))"

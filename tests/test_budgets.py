@@ -16,10 +16,11 @@ from program import Program
 from sender import GrpcDoor, Refused
 
 from collector.admission import NotKept
-from collector.budget_rules import BadBudgets, Budget, Rules, parsed
+from collector.budget_rules import Budget, Rules, parsed
 from collector.budgets import USABLE, Budgets, Stored
 from collector.status import BudgetSpent
 from storage.errors import StoreUnavailable
+from storage.rules import BadRules
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 MIB = 1 << 20
@@ -133,7 +134,7 @@ def test_a_store_that_is_away_changes_no_step() -> None:
     ],
 )
 def test_files_that_cannot_be_used(document: dict[str, Any], says: str) -> None:
-    with pytest.raises(BadBudgets) as error:
+    with pytest.raises(BadRules) as error:
         parsed(document)
     assert says in str(error.value)
 

@@ -12,7 +12,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otlp_building import attribute, logs, record, request, span
 from store import Store
 
-from storage.redaction import BadRedaction, Redaction, Rule, load
+from storage.redaction import Redaction, Rule, load
+from storage.rules import BadRules
 
 SECRET = "key-of-the-house-0123456789"
 MAIL = "eve@mail.example"
@@ -177,7 +178,7 @@ def test_replacements_and_patterns_are_texts(store: Store) -> None:
 
 @pytest.mark.parametrize(("pattern", "says"), [("(", "missing \\)"), ("a*", "write \\+"), ("(?=x)", "perl operator")])
 def test_patterns_are_checked(store: Store, pattern: str, says: str) -> None:
-    with pytest.raises(BadRedaction, match=says):
+    with pytest.raises(BadRules, match=says):
         store.engine.redact(Redaction((rule(pattern=pattern),)))
 
 
@@ -254,7 +255,7 @@ def test_long_content_is_shortened(store: Store) -> None:
 def test_files_that_cannot_be_used(tmp_path: Path, toml: str, says: str) -> None:
     path = tmp_path / "redaction.toml"
     path.write_text(toml)
-    with pytest.raises(BadRedaction) as error:
+    with pytest.raises(BadRules) as error:
         load(path, None)
     assert says in str(error.value)
 
@@ -263,6 +264,6 @@ def test_a_short_key_is_refused_and_not_quoted(tmp_path: Path) -> None:
     path, key = tmp_path / "redaction.toml", tmp_path / "key"
     path.write_text("[[rules]]\nname='a'\nkeys=['b']\nhash=true")
     key.write_text("hunter2\n")
-    with pytest.raises(BadRedaction, match="7 bytes") as error:
+    with pytest.raises(BadRules, match="7 bytes") as error:
         load(path, key)
     assert "hunter2" not in str(error.value)

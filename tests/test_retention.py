@@ -15,7 +15,8 @@ from store import Store, expiry_of
 from storage.expiry_day import partitions
 from storage.pins import Pin, Pins
 from storage.policies import RetentionPolicies, VersionConflict
-from storage.retention import BadPolicies, Keep, from_toml, parsed, stored
+from storage.retention import Keep, from_toml, parsed, stored
+from storage.rules import BadRules
 from storage.vocabulary import load
 
 DAY_S = 86_400
@@ -109,13 +110,13 @@ def test_policies_are_read_and_written_back() -> None:
     ],
 )
 def test_what_is_wrong_is_said(text: str, reason: str) -> None:
-    with pytest.raises(BadPolicies, match=reason):
+    with pytest.raises(BadRules, match=reason):
         from_toml(text)
 
 
 def test_too_many_policies_are_refused() -> None:
     one = {"name": "a", "skeleton_days": 1, "content_days": 1}
-    with pytest.raises(BadPolicies, match="65 policies: 64"):
+    with pytest.raises(BadRules, match="65 policies: 64"):
         parsed({"policies": [{**one, "name": str(n)} for n in range(65)]})
 
 
@@ -127,7 +128,7 @@ def test_versions_follow_each_other(store: Store) -> None:
     assert (second.version, second.changed_by, second.comment) == (2, "ann", "a month")
     with pytest.raises(VersionConflict, match=r"cannot replace version 1 .* version 2 by 'ann' is newer"):
         policies.put(from_toml(""), "bob", "", expected=1)
-    with pytest.raises(BadPolicies, match=r"'input\.value' of policy 'a': it is content"):
+    with pytest.raises(BadRules, match=r"'input\.value' of policy 'a': it is content"):
         policies.put(from_toml(
             "[[policies]]\nname='a'\nmatch={attributes={'input.value'='x'}}\nskeleton_days=1\ncontent_days=1"
         ), "bob", "")  # fmt: skip

@@ -18,9 +18,10 @@ from storage import retention_plan
 from storage.errors import QueryTimeout, QueryTooLarge
 from storage.pins import Pin, Pins
 from storage.policies import RetentionPolicies
-from storage.retention import BadPolicies, Policies, from_toml, parsed
+from storage.retention import Policies, from_toml, parsed
 from storage.retention_figures import Amount, Kept, Plan, total
 from storage.retention_plan import Busy, RetentionPlans
+from storage.rules import BadRules
 from storage.vocabulary import load
 from storage.volumes import Rows, Volumes
 
@@ -259,7 +260,7 @@ def test_one_at_a_time_and_only_what_can_be_told(house: House) -> None:
     with house.plans._one, pytest.raises(Busy, match="another plan is being worked out"):
         house.plans.plan(None)
     content = {"name": "a", "match": {"attributes": {"input.value": "x"}}, "skeleton_days": 1, "content_days": 1}
-    with pytest.raises(BadPolicies, match=r"'input\.value' of policy 'a': it is content"):
+    with pytest.raises(BadRules, match=r"'input\.value' of policy 'a': it is content"):
         house.plans.plan(parsed({"policies": [content]}))
     assert house.plans.plan(None).days
 

@@ -26,8 +26,9 @@ from storage.assessments import Assessment, Assessments
 from storage.decided import Decided, decided_path
 from storage.pins import Pin, Pins
 from storage.policies import VersionConflict
+from storage.rules import BadRules
 from storage.sampler import Sampler
-from storage.sampling import BUDGET, BadRules, Rules, Surveyed, decide, from_toml, parsed, place, stored
+from storage.sampling import BUDGET, Rules, Surveyed, decide, from_toml, parsed, place, stored
 from storage.sampling_rules import SamplingRules
 
 RULES = """

@@ -11,6 +11,8 @@ from program import COMMAND
 
 import spanhouse
 from cli import store
+from collector import pipeline
+from query import service
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_every_setting_is_described_and_used(name: str) -> None:
     field = spanhouse.Settings.model_fields[name]
     assert field.description
     assert field.description.endswith(".")
-    code = inspect.getsource(spanhouse) + inspect.getsource(store)
+    code = "".join(map(inspect.getsource, (spanhouse, pipeline, service, store)))
     assert f"settings.{name}" in code, "a setting that nothing reads"
 
 

@@ -13,7 +13,8 @@ from storage.assessments import Assessment
 from storage.expiry_day import Changes, partitions
 from storage.pins import Pin, Pins
 from storage.policies import RetentionPolicies
-from storage.retention import THINNED, BadPolicies, from_toml, stored
+from storage.retention import THINNED, from_toml, stored
+from storage.rules import BadRules
 
 DAY_S = 86_400
 POLICIES = """
@@ -105,7 +106,7 @@ def test_policies_that_thin_are_read_and_written_back() -> None:
     ],
 )
 def test_what_is_wrong_is_said(text: str, reason: str) -> None:
-    with pytest.raises(BadPolicies, match=reason):
+    with pytest.raises(BadRules, match=reason):
         from_toml(f"[default]\n{text}")
 
 
