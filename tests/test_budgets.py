@@ -252,11 +252,12 @@ def test_a_tenant_that_sends_too_much_is_kept_within_its_budget(tmp_path: Path) 
         assert 'spanhouse_budget_step{tenant="loud"}' in metrics
         assert 'spanhouse_refusals_total{reason="BudgetSpent"}' in metrics
         assert "budget of tenant 'loud'" in program.log()
-        short = program.read_trace(acknowledged[-1].to_bytes(16, "big").hex(), 64, 30, "loud")["spans"]
-        assert any("spanhouse.shortened" in one["attributes"] for one in short), "a trace says that it was shortened"
+        short = set()
         for number in acknowledged:
             trace = program.read_trace(number.to_bytes(16, "big").hex(), 64, 30, "loud")
             assert sum(one["status"]["code"] == "error" for one in trace["spans"]) == 1, "acknowledged errors are there"
+            short |= {number for one in trace["spans"] if "spanhouse.shortened" in one["attributes"]}
+        assert short, "a trace says that it was shortened"
         # There is room again when something goes: the steps are undone by themselves.
         asked = {"attributes": [{"key": "sent.by", "value": "loud"}], "by": "test"}
         gone = httpx.post(f"{program.http}/api/v1/erasures", headers={"x-spanhouse-tenant": "loud"}, json=asked)
